@@ -1,0 +1,52 @@
+"""The engine: updates, programs, stages and recipes, run from a journal."""
+
+from kdjax.training.checkpoint import CheckpointError
+from kdjax.training.journal import Recipe, run
+from kdjax.training.loop import Interrupted, NonFiniteLoss, Settings
+from kdjax.training.metrics import MetricWriter, read_metrics
+from kdjax.training.population import together
+from kdjax.training.progress import Display
+from kdjax.training.sharding import Layout, make_mesh
+from kdjax.training.stage import (
+    Combined,
+    Compute,
+    Context,
+    Evaluation,
+    Outcome,
+    Program,
+    Stage,
+    Stream,
+    Term,
+    Update,
+    Validation,
+    divide,
+    mean,
+)
+
+__all__ = [
+    "CheckpointError",
+    "Combined",
+    "Compute",
+    "Context",
+    "Display",
+    "Evaluation",
+    "Interrupted",
+    "Layout",
+    "MetricWriter",
+    "NonFiniteLoss",
+    "Outcome",
+    "Program",
+    "Recipe",
+    "Settings",
+    "Stage",
+    "Stream",
+    "Term",
+    "Update",
+    "Validation",
+    "divide",
+    "make_mesh",
+    "mean",
+    "read_metrics",
+    "run",
+    "together",
+]

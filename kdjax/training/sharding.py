@@ -1,0 +1,165 @@
+"""Where arrays live: a mesh with named axes, and `regex -> PartitionSpec` rules for each role."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from kdjax.training.stage import PyTree, Stage
+from kdjax.training.state import State
+
+Rules = Sequence[tuple[str, P]]
+
+
+def make_mesh(data: int = -1, model: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
+    """A mesh with the axes `data` (batches are cut along it) and `model`.
+
+    Args:
+      data: devices along `data`; -1: all that are left.
+      model: devices along `model`.
+      devices: default: all of the run's devices.
+
+    >>> make_mesh(data=1, devices=jax.devices()[:1]).axis_names
+    ('data', 'model')
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    if model < 1 or len(devices) % model:
+        raise ValueError(f"model={model} does not divide the {len(devices)} devices")
+    data = len(devices) // model if data == -1 else data
+    if data < 1 or data * model != len(devices):
+        raise ValueError(
+            f"data={data} x model={model} is not the number of devices, {len(devices)}"
+        )
+    grid = np.array(devices).reshape(data, model)
+    return Mesh(grid, ("data", "model"), axis_types=(AxisType.Auto, AxisType.Auto))
+
+
+def _path(path) -> str:
+    parts = []
+    for entry in path:
+        for name in ("key", "name", "idx"):
+            if hasattr(entry, name):
+                parts.append(str(getattr(entry, name)))
+                break
+    return "/".join(parts)
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """The mesh of a run and the partition rules of its roles.
+
+    Attributes:
+      mesh: named axes; batches are sharded over `data`.
+      rules: role -> rules; the first regex found in a variable's path (`params/head/kernel`)
+        decides its `PartitionSpec`; a variable that none matches, and a role without rules, is
+        replicated. Optimizer slots follow their parameter.
+    """
+
+    mesh: Mesh = dataclasses.field(default_factory=make_mesh)
+    rules: Mapping[str, Rules] = dataclasses.field(default_factory=dict)
+
+    @property
+    def replicated(self) -> NamedSharding:
+        return NamedSharding(self.mesh, P())
+
+    def role(self, role: str, tree: PyTree, members: bool = False) -> PyTree:
+        """The sharding of every variable of a role; members are a leading axis, not cut."""
+        used = set()
+
+        def spec(path, x):
+            name = _path(path)
+            for regex, rule in self.rules.get(role, ()):
+                if re.search(regex, name):
+                    used.add(regex)
+                    rule = P(None, *rule) if members else rule
+                    self._check(f"{role}/{name}", x.shape, rule)
+                    return NamedSharding(self.mesh, rule)
+            return self.replicated
+
+        shardings = jax.tree_util.tree_map_with_path(spec, tree)
+        unused = [regex for regex, _ in self.rules.get(role, ()) if regex not in used]
+        if unused:
+            raise ValueError(f"the rule {unused[0]!r} matches no variable of {role!r}")
+        return shardings
+
+    def _check(self, name: str, shape: tuple[int, ...], rule: P) -> None:
+        if len(rule) > len(shape):
+            raise ValueError(f"rule {rule} has more axes than {name} of shape {shape}")
+        for size, axes in zip(shape, rule):
+            axes = (axes,) if isinstance(axes, str) else axes or ()
+            parts = int(np.prod([self.mesh.shape[axis] for axis in axes]))
+            if size % parts:
+                raise ValueError(
+                    f"{name} of shape {shape} cannot be cut by {rule}: {size} is not a multiple "
+                    f"of {parts}, the size of {axes}"
+                )
+
+    def state(self, stage: Stage, shapes: State) -> State:
+        """The sharding of everything in a state."""
+        members = bool(stage.seeds)
+        variables = {
+            role: self.role(role, tree, members) for role, tree in shapes.variables.items()
+        }
+
+        def optimizer(path, x):
+            # A slot's path ends with its role and the flat path of its parameter.
+            name = _path(path)
+            for role in variables:
+                _, found, parameter = name.rpartition(f"{role}/")
+                for regex, rule in self.rules.get(role, ()) if found else ():
+                    if re.search(regex, f"params/{parameter}") and len(rule) <= x.ndim:
+                        return NamedSharding(self.mesh, P(None, *rule) if members else rule)
+            return self.replicated
+
+        everywhere = jax.tree.map(lambda _: self.replicated, shapes)
+        selected = everywhere.selected
+        if selected:
+            selected = {**selected, "variables": variables}
+        return everywhere._replace(
+            variables=variables,
+            optimizers=jax.tree_util.tree_map_with_path(optimizer, shapes.optimizers),
+            selected=selected,
+        )
+
+    def frozen(self, stage: Stage, frozen: Mapping[str, PyTree]) -> dict[str, PyTree]:
+        """Frozen roles, placed."""
+        return {
+            role: jax.device_put(
+                tree, self.role(role, tree, bool(stage.seeds) and role not in stage.shared)
+            )
+            for role, tree in frozen.items()
+        }
+
+    def item(self, item: PyTree, members: bool) -> PyTree:
+        """A host item on the devices: the batch axis over `data`, scalars everywhere.
+
+        On one device the arrays go with the call itself, which is cheaper.
+        """
+        if self.mesh.size == 1 and jax.process_count() == 1:
+            return item
+        axis = 1 if members else 0
+        cut = NamedSharding(self.mesh, P(*[None] * axis, "data"))
+
+        def place(x):
+            x = np.asarray(x)
+            sharding = cut if x.ndim > axis else self.replicated
+            if jax.process_count() == 1:
+                return jax.device_put(x, sharding)
+            return jax.make_array_from_process_local_data(sharding, x)
+
+        return jax.tree.map(place, item)
+
+    def check_batch(self, name: str, batch_size: int) -> None:
+        devices = self.mesh.shape["data"]
+        if batch_size % devices:
+            raise ValueError(
+                f"batch_size={batch_size} of stream {name!r} is not a multiple of the {devices} "
+                "devices along 'data'"
+            )

@@ -1,0 +1,206 @@
+"""A program, compiled once: prepare, then each update in order, then the end of the stage."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import weakref
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from kdjax.training.gradients import gradient
+from kdjax.training.stage import Context, Program, PyTree, Stage, Term, Update, Variables
+from kdjax.training.state import State, pick, put
+
+
+@dataclasses.dataclass
+class CompiledStep:
+    """A jitted step and the names of the rows of its report, known once it has been traced."""
+
+    function: Callable  # (state, frozen, tables, items, steps, keys) -> (state, report)
+    names: list[str]
+
+
+def _act(update: Update, live, frozen, opt, memory, batch, context):
+    """One update that acts: gradient, optimizer, what comes after."""
+    context = context._replace(memory=memory)
+    params = pick({**frozen, **live}, update.trains)
+    result = gradient(update, params, live, frozen, batch, context)
+    grads, metrics = result.gradient, dict(result.metrics)
+    if update.combine is not None:
+        grads, extra = update.combine(grads)
+        metrics.update(extra)
+    changes, opt = update.optimizer(context.values).update(grads, opt, params)
+    live, memory = put(result.variables, optax.apply_updates(params, changes)), result.memory
+    if update.after is not None:
+        after = context._replace(memory=memory)
+        new, memory = update.after({**frozen, **live}, after, metrics)
+        changed = [role for role, x in new.items() if role not in live and x is not frozen[role]]
+        if changed:
+            raise ValueError(f"after changed the frozen role {changed[0]!r}; name it in `carries`")
+        live = {role: new[role] for role in live}
+    prefix = f"{update.name}/" if update.name else ""
+    return live, opt, memory, {prefix + name: term for name, term in metrics.items()}
+
+
+def _same(before: PyTree, after: PyTree, what: str) -> PyTree:
+    """`after` with strong types, refused where structure, shape or type has changed."""
+    if jax.tree.structure(before) != jax.tree.structure(after):
+        raise ValueError(
+            f"a step must keep the structure of {what}: "
+            f"{jax.tree.structure(before)} became {jax.tree.structure(after)}"
+        )
+
+    def check(path, old, new):
+        new = jnp.asarray(new)
+        if old.shape != new.shape or old.dtype != new.dtype:
+            raise ValueError(
+                f"a step must keep shape and type of {what}{jax.tree_util.keystr(path)}: "
+                f"{old.dtype}{list(old.shape)} became {new.dtype}{list(new.shape)}"
+            )
+        extended = jnp.issubdtype(new.dtype, jax.dtypes.extended)
+        return new if extended else new.astype(old.dtype)
+
+    return jax.tree_util.tree_map_with_path(check, before, after)
+
+
+def _step(program_parts, names: list[str], state: State, frozen, batch, steps, key):
+    """One step of a program on one batch; the report's rows are (total, weight) by `names`."""
+    updates, prepare, schedules, stop = program_parts
+    values = {
+        name: jnp.asarray(schedule(state.step, steps), jnp.float32)
+        for name, schedule in schedules.items()
+    }
+    rng = jax.random.fold_in(key, state.step)
+    context = Context(state.memory, rng, state.step, values)
+    live, memory, opts = dict(state.variables), state.memory, list(state.optimizers)
+    metrics: dict[str, Term] = {f"values/{n}": Term(v, jnp.float32(1)) for n, v in values.items()}
+    if prepare is not None:
+        batch, memory = prepare({**frozen, **live}, batch, context)
+    for k, update in enumerate(updates):
+        c = context._replace(memory=memory, rng=jax.random.fold_in(rng, k + 1))
+
+        def act(kept, update=update, c=c):
+            live, opt, memory = kept
+            return _act(update, live, frozen, opt, memory, batch, c)
+
+        kept = (live, opts[k], memory)
+        if callable(update.when) or update.when > 1:
+            shapes = jax.eval_shape(act, kept)[3]
+            zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+            acts = update.when(c) if callable(update.when) else state.step % update.when == 0
+            live, opts[k], memory, report = lax.cond(acts, act, lambda a, z=zero: (*a, z), kept)
+        else:
+            live, opts[k], memory, report = act(kept)
+        twice = sorted(set(report) & set(metrics))
+        if twice:
+            raise ValueError(f"two updates report {twice[0]!r}: give them names (Update.name)")
+        metrics.update(report)
+    done = state.done if stop is None else stop(context._replace(memory=memory))
+    variables = _same(state.variables, live, "variables")
+    opts = _same(state.optimizers, tuple(opts), "optimizers")
+    memory = _same(state.memory, memory, "memory")
+    names[:] = list(metrics)
+    rows = [jnp.stack([jnp.asarray(x, jnp.float32) for x in metrics[n][:2]]) for n in names]
+    state = State(state.step + 1, variables, opts, memory, state.selected, jnp.asarray(done, bool))
+    return state, jnp.stack(rows)
+
+
+_compiled: weakref.WeakKeyDictionary[Program, dict] = weakref.WeakKeyDictionary()
+
+
+def compiled_step(stage: Stage, shardings: State) -> CompiledStep:
+    """The compiled step of a stage: shared by stages of one program that process data alike.
+
+    Only the state is donated. Frozen variables and tables are arguments: never closed over,
+    donated or returned. The returned function is
+    `(state, frozen, tables, items, steps, keys) -> (state, report)`.
+    """
+    program = stage.program
+    leaves, structure = jax.tree.flatten(shardings)
+    assembles = {name: stream.assemble for name, stream in stage.data.items()}
+    processing = tuple((name, assembles[name]) for name in sorted(assembles))
+    key = (processing, bool(stage.seeds), stage.shared, tuple(leaves), structure)
+    cache = _compiled.setdefault(program, {})
+    if key in cache:
+        return cache[key]
+    names: list[str] = []
+    # The parts, not the program: a value that held its key would never leave the weak dictionary.
+    parts = (program.updates, program.prepare, dict(program.schedules), program.stop)
+    member = functools.partial(_member_step, parts, names, assembles)
+    if stage.seeds:
+        if program.stop is not None:
+            raise ValueError(f"stage {stage.name!r}: members trained together cannot stop early")
+        axes = population_axes(stage)
+        state_axes = State(None, 0, 0, 0, 0, None)
+        member = jax.vmap(member, in_axes=(state_axes, *axes, None, 0), out_axes=(state_axes, 0))
+    function = jax.jit(member, donate_argnums=0, out_shardings=(shardings, None))
+    cache[key] = CompiledStep(function, names)
+    return cache[key]
+
+
+def population_axes(stage: Stage) -> tuple[dict, dict, dict]:
+    """vmap axes of frozen variables, tables and items of a stage with members."""
+    roles = [role for role in stage.variables if role not in stage.program.live]
+    frozen = {role: None if role in stage.shared else 0 for role in roles}
+    streams = {name: None if name in stage.shared else 0 for name in stage.data}
+    tables = {name: getattr(stage.data[name], "table_axis", streams[name]) for name in streams}
+    return frozen, tables, streams
+
+
+def _member_step(parts, names, assembles, state, frozen, tables, items, steps, key):
+    batch = {name: assembles[name](tables[name], items[name]) for name in assembles}
+
+    def go(state):
+        return _step(parts, names, state, frozen, batch, steps, key)
+
+    if parts[3] is None:
+        return go(state)
+    # A finished stage ignores the steps that were already dispatched.
+    shape = jax.eval_shape(go, state)[1]
+    return lax.cond(state.done, lambda s: (s, jnp.zeros(shape.shape, shape.dtype)), go, state)
+
+
+@functools.lru_cache(maxsize=64)
+def compiled_validation(evaluate: Callable, assemble: Callable, score: str, axes: tuple | None):
+    """`(score_batch, choose, names)` of a validation, shared by stages that validate alike.
+
+    `score_batch(variables, frozen, table, item)` gives the rows (total, weight) of a batch;
+    `choose(selected, rows of all batches, step, variables)` gives the better of the two and the
+    summed rows. `axes`: None for one member, else the vmap axes of (frozen, table, item), frozen
+    as pairs.
+    """
+    names: list[str] = []
+
+    def score_batch(variables, frozen, table, item):
+        metrics = evaluate({**frozen, **variables}, assemble(table, item))
+        if score not in metrics:
+            raise ValueError(f"score {score!r} is not among the metrics {sorted(metrics)}")
+        names[:] = list(metrics)
+        return jnp.stack(
+            [jnp.stack([jnp.asarray(x, jnp.float32) for x in metrics[n][:2]]) for n in names]
+        )
+
+    def choose(selected, rows, step, variables):
+        total = sum(rows)
+        value = total[names.index(score), 0] / total[names.index(score), 1]
+        better = value > selected["score"]
+        new = {"score": value, "step": step, "variables": variables}
+        return jax.tree.map(lambda old, x: jnp.where(better, x, old), selected, new), total
+
+    if axes is not None:
+        frozen_axes, table_axis, item_axis = axes
+        in_axes = (0, dict(frozen_axes), table_axis, item_axis)
+        score_batch = jax.vmap(score_batch, in_axes=in_axes)
+        choose = jax.vmap(choose, in_axes=(0, 0, None, 0))
+    return jax.jit(score_batch), jax.jit(choose, donate_argnums=0), names
+
+
+def frozen_of(stage: Stage) -> Mapping[str, Variables]:
+    """The roles that the program reads but never changes."""
+    live = stage.program.live
+    return {role: tree for role, tree in stage.variables.items() if role not in live}
