@@ -1,6 +1,6 @@
 """The engine: updates, programs, stages and recipes, run from a journal."""
 
-from kdjax.training.checkpoint import CheckpointError
+from kdjax.training.checkpoint import CheckpointError, load_variables, save_variables
 from kdjax.training.journal import Recipe, run
 from kdjax.training.loop import Interrupted, NonFiniteLoss, Settings
 from kdjax.training.metrics import MetricWriter, read_metrics
@@ -44,9 +44,11 @@ __all__ = [
     "Update",
     "Validation",
     "divide",
+    "load_variables",
     "make_mesh",
     "mean",
     "read_metrics",
     "run",
+    "save_variables",
     "together",
 ]

@@ -17,6 +17,8 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from kdjax.training.stage import PyTree
@@ -33,6 +35,40 @@ def write_text(path: pathlib.Path, text: str) -> None:
     os.replace(temporary, path)
 
 
+def _manifest(folder: pathlib.Path) -> pathlib.Path:
+    return folder.with_name(folder.name + ".json")
+
+
+def _own_digest(content: dict[str, Any]) -> str:
+    return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def write_manifest(folder: pathlib.Path, **content: Any) -> None:
+    """Seals `folder`: the digests of its files and `content`, under a digest of their own."""
+    content["files"] = digests(folder)
+    sealed = {"digest": _own_digest(content), "content": content}
+    write_text(_manifest(folder), json.dumps(sealed))
+
+
+def read_manifest(folder: pathlib.Path) -> dict[str, Any] | None:
+    """What `write_manifest` wrote; None if there is none.
+
+    Raises:
+      CheckpointError: it is not as it was written.
+    """
+    path = _manifest(folder)
+    try:
+        sealed = json.loads(path.read_text())
+        whole = sealed["digest"] == _own_digest(sealed["content"])
+    except FileNotFoundError:
+        return None
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
+        whole = False
+    if not whole:
+        raise CheckpointError(f"{path.name} is damaged")
+    return sealed["content"]
+
+
 def digests(folder: pathlib.Path) -> dict[str, str]:
     """The digest of every file below a folder."""
     out = {}
@@ -47,17 +83,16 @@ def digests(folder: pathlib.Path) -> dict[str, str]:
 
 def damage(folder: pathlib.Path) -> str | None:
     """What is wrong with the checkpoint `folder`; None if it is as it was written."""
-    manifest = folder.with_name(folder.name + ".json")
     if not folder.is_dir():
         return f"{folder.name} is missing"
     try:
-        expected = json.loads(manifest.read_text())["files"]
-    except FileNotFoundError:
+        content = read_manifest(folder)
+    except CheckpointError as error:
+        return str(error)
+    if content is None:
         return f"{folder.name} was not finished"
-    except (json.JSONDecodeError, KeyError, UnicodeDecodeError):
-        return f"{manifest.name} is damaged"
     found = digests(folder)
-    for name, digest in expected.items():
+    for name, digest in content["files"].items():
         if name not in found:
             return f"{folder.name}/{name} is missing"
         if found[name] != digest:
@@ -75,8 +110,7 @@ def save(folder: pathlib.Path, tree: PyTree, extra: dict[str, Any]) -> Callable[
     def finish() -> None:
         response.result()
         if jax.process_index() == 0:
-            manifest = {"files": digests(folder), **extra}
-            write_text(folder.with_name(folder.name + ".json"), json.dumps(manifest))
+            write_manifest(folder, **extra)
 
     return finish
 
@@ -86,8 +120,23 @@ def load(folder: pathlib.Path, like: PyTree) -> tuple[PyTree, dict[str, Any]]:
     wrong = damage(folder)
     if wrong:
         raise CheckpointError(f"checkpoint {folder}: {wrong}")
-    extra = json.loads(folder.with_name(folder.name + ".json").read_text())
-    return ocp.load(folder.absolute(), like), extra
+    return ocp.load(folder.absolute(), like), read_manifest(folder)
+
+
+def put_aside(path: pathlib.Path) -> None:
+    """Renames what is damaged; nothing is deleted."""
+    aside, number = path.with_name(f"damaged-{path.name}"), 1
+    while aside.exists():
+        number += 1
+        aside = path.with_name(f"damaged-{path.name}-{number}")
+    path.rename(aside)
+
+
+def agreed(value: int) -> int:
+    """What the first process found, on every process: the others look a little later."""
+    if jax.process_count() == 1:
+        return value
+    return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
 
 
 class Checkpoints:
@@ -115,25 +164,26 @@ class Checkpoints:
 
     def newest(self, like: PyTree) -> tuple[PyTree, dict[str, Any]] | None:
         """The newest checkpoint that is whole. What is damaged is renamed, and nothing deleted."""
+        step = agreed(self._whole() if jax.process_index() == 0 else 0)
+        return load(self._folder / str(step), like) if step else None
+
+    def _whole(self) -> int:
         for step in reversed(self.steps()):
             folder = self._folder / str(step)
             wrong = damage(folder)
             if wrong is None:
-                return load(folder, like)
+                return step
             self._say(f"checkpoint at step {step} is not used: {wrong}")
-            aside = folder.with_name(f"{step}.damaged")
-            number = 1
-            while aside.exists():
-                number, aside = number + 1, folder.with_name(f"{step}.damaged-{number + 1}")
-            folder.rename(aside)
-        return None
+            put_aside(folder)
+        return 0
 
     def save(self, step: int, tree: PyTree, extra: dict[str, Any]) -> None:
         """Starts saving; waits for the save before it, and raises if that one failed."""
         self.wait()
         self._folder.mkdir(parents=True, exist_ok=True)
-        for left in self._folder.glob("*orbax-checkpoint-tmp*"):
-            shutil.rmtree(left)  # what a killed process had not finished
+        if jax.process_index() == 0:
+            for left in self._folder.glob("*orbax-checkpoint-tmp*"):
+                shutil.rmtree(left)  # what a killed process had not finished
         self._step = step
         try:
             finish = save(self._folder / str(step), tree, extra)
@@ -144,10 +194,11 @@ class Checkpoints:
     def _finish(self, finish: Callable[[], None]) -> None:
         finish()
         if jax.process_index() == 0:
-            whole = [s for s in self.steps() if (self._folder / f"{s}.json").exists()]
-            for step in whole[: -self._keep]:
-                (self._folder / f"{step}.json").unlink()  # first: without it the rest is void
-                shutil.rmtree(self._folder / str(step))
+            folders = [self._folder / str(step) for step in self.steps()]
+            whole = [folder for folder in folders if _manifest(folder).exists()]
+            for folder in whole[: -self._keep]:
+                _manifest(folder).unlink()  # first: without it the rest is void
+                shutil.rmtree(folder)
 
     def _failed(self, error: BaseException) -> CheckpointError:
         kept = [s for s in self.steps() if s != self._step and not damage(self._folder / str(s))]
@@ -172,3 +223,52 @@ class Checkpoints:
             self.wait()
         finally:
             self._worker.shutdown()
+
+
+def save_variables(folder: pathlib.Path, variables: PyTree) -> None:
+    """Writes one role's variables, for `load_variables`; what is there whole already stays."""
+    folder = pathlib.Path(folder)
+    if folder.exists():
+        if damage(folder) is None:
+            return
+        shutil.rmtree(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    shapes = {name: [*x.shape, str(x.dtype)] for name, x in _named(variables).items()}
+    save(folder, variables, {"shapes": shapes})()
+
+
+def load_variables(folder: pathlib.Path, like: PyTree) -> PyTree:
+    """One role's variables, refused where they are not those of the network at hand.
+
+    Args:
+      folder: written by `save_variables`; a run leaves one a model under `weights/`.
+      like: variables, or their shapes (`jax.eval_shape` of a network's `init`).
+
+    Raises:
+      ValueError: the folder holds no weights, or other ones: missing, extra or misshapen.
+      CheckpointError: a file is damaged.
+    """
+    folder = pathlib.Path(folder)
+    if not _manifest(folder).exists():
+        raise ValueError(f"{folder} holds no weights: there is no {folder.name}.json beside it")
+    wrong = damage(folder)
+    if wrong:
+        raise CheckpointError(f"weights {folder}: {wrong}")
+    found = {k: tuple(v) for k, v in read_manifest(folder)["shapes"].items()}
+    wanted = {k: (*x.shape, str(x.dtype)) for k, x in _named(like).items()}
+    lists = {
+        "missing": [k for k in wanted if k not in found],
+        "extra": [k for k in found if k not in wanted],
+        "of another shape": [k for k in wanted if k in found and wanted[k] != found[k]],
+    }
+    problems = [f"{what}: {', '.join(names)}" for what, names in lists.items() if names]
+    if problems:
+        raise ValueError(f"weights {folder} are not those of this network; {'; '.join(problems)}")
+    place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), like)
+    return ocp.load(folder.absolute(), like)
+
+
+def _named(tree: PyTree) -> dict[str, Any]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): x for path, x in leaves}

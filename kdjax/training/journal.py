@@ -9,7 +9,6 @@ and the node's name. A recipe must therefore be deterministic given what it is s
 from __future__ import annotations
 
 import functools
-import json
 import pathlib
 import shutil
 import zlib
@@ -23,17 +22,20 @@ from jax.experimental import multihost_utils
 from kdjax.training.checkpoint import (
     CheckpointError,
     Checkpoints,
+    agreed,
     damage,
-    digests,
     load,
+    put_aside,
+    read_manifest,
     save,
-    write_text,
+    write_manifest,
 )
 from kdjax.training.loop import (
     Interrupted,
     Interrupts,
     Settings,
     abstract_state,
+    continued,
     train,
 )
 from kdjax.training.metrics import MetricWriter
@@ -108,8 +110,8 @@ def _place(folder: pathlib.Path | None, position: int, name: str) -> pathlib.Pat
     journal.mkdir(parents=True, exist_ok=True)
     place = journal / f"{position:04d}-{name.replace('/', '_')}"
     for manifest in journal.glob(f"{position:04d}-*.json"):
-        found = json.loads(manifest.read_text()).get("name")
-        if found != name:
+        found = manifest.stem.partition("-")[2]
+        if manifest.stem != place.name:
             raise ValueError(
                 f"{folder} ran {found!r} where the recipe now asks for {name!r}: the recipe has "
                 "changed; use another workdir"
@@ -119,17 +121,24 @@ def _place(folder: pathlib.Path | None, position: int, name: str) -> pathlib.Pat
 
 def _finished(place: pathlib.Path | None, display: Display) -> bool:
     """Whether a node is in the journal and whole; a damaged one is put aside and run again."""
-    if place is None or not place.with_name(place.name + ".json").exists():
-        if place is not None and place.exists():
+    if place is None:
+        return False
+    return bool(agreed(_whole(place, display) if jax.process_index() == 0 else False))
+
+
+def _whole(place: pathlib.Path, display: Display) -> bool:
+    manifest = place.with_name(place.name + ".json")
+    if not manifest.exists():
+        if place.exists():
             shutil.rmtree(place)  # written, but not to its end
         return False
     wrong = damage(place)
     if wrong is None:
         return True
     display.say(f"the journal's {wrong}: it is put aside and computed again")
-    for path in (place, place.with_name(place.name + ".json")):
+    for path in (place, manifest):
         if path.exists():
-            path.rename(path.with_name("damaged-" + path.name))
+            put_aside(path)
     return False
 
 
@@ -145,8 +154,7 @@ def _compute(node: Compute, seed: int, place: pathlib.Path | None, display: Disp
                 raise TypeError(f"computation {node.name!r} returned {bad[0]!r}, which is no array")
             place.mkdir()
             np.savez(place / "arrays.npz", **arrays)
-            manifest = {"name": node.name, "kind": "compute", "files": digests(place)}
-            write_text(place.with_name(place.name + ".json"), json.dumps(manifest))
+            write_manifest(place, name=node.name, kind="compute")
         _together(node.name)
     with np.load(place / "arrays.npz", allow_pickle=False) as file:
         return {name: file[name] for name in file.files}
@@ -175,11 +183,11 @@ def _stage(node, key, place, folder, settings, metrics, display, interrupts) -> 
             shutil.rmtree(at, ignore_errors=True)
         _together(node.name)
         return Outcome(lambda: state, steps)
-    steps = json.loads(place.with_name(place.name + ".json").read_text())["steps"]
+    steps = read_manifest(place)["steps"]
 
     @functools.cache
     def read():
-        return load(place, abstract_state(node, settings.layout))[0]
+        return load(place, abstract_state(continued(node), settings.layout))[0]
 
     return Outcome(read, steps)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import signal
 import threading
@@ -59,6 +60,8 @@ class Settings:
     def __post_init__(self):
         if self.checkpoint_every < 0:
             raise ValueError(f"checkpoint_every must not be negative, got {self.checkpoint_every}")
+        if self.keep < 1:
+            raise ValueError(f"keep must be at least 1, got {self.keep}")
         if self.log_every < 1:
             raise ValueError(f"log_every must be at least 1, got {self.log_every}")
 
@@ -152,14 +155,15 @@ class _Reports:
         values["images_per_second"] = count * size / seconds
         values["stall"] = waited / seconds
         self._metrics.write(self._stage.name, step, "train", values)
-        loss = float(np.mean(values["loss"])) if "loss" in values else float("nan")
+        losses = [x for name, x in values.items() if name.rpartition("/")[2] == "loss"]
+        loss = float(np.mean(losses[0])) if losses else float("nan")
         self._display.update(step, loss, values["images_per_second"])
 
 
 class _Validator:
     """Evaluates the live variables without waiting, and lets the state keep the best."""
 
-    def __init__(self, stage: Stage, frozen, layout: Layout):
+    def __init__(self, stage: Stage, frozen, layout: Layout, first: int):
         validation = stage.validation
         axes = None
         if stage.seeds:
@@ -175,23 +179,28 @@ class _Validator:
         self._table = jax.device_put(validation.stream.table, layout.replicated)
         self._stage, self._frozen = stage, frozen
         self._waiting: tuple | None = None
+        self.last = first  # the last step that was evaluated, or the one before all
 
     def due(self, step: int) -> bool:
         return step % self._stage.validation.every == 0 or step == self._stage.steps
 
-    def __call__(self, state: State, step: int, metrics: MetricWriter) -> State:
+    def __call__(self, state: State, metrics: MetricWriter) -> State:
         self.write(metrics)
         rows = [self._score(state.variables, self._frozen, self._table, x) for x in self._items]
         # A copy: the step that comes next donates the state's own counter.
         at = jnp.copy(state.step)
         selected, total = self._choose(state.selected, rows, at, state.variables)
-        self._waiting = (step, total)
+        self._waiting = (at, total)
         return state._replace(selected=selected)
 
     def write(self, metrics: MetricWriter) -> None:
         if self._waiting is None:
             return
-        (step, total), self._waiting = self._waiting, None
+        (at, total), self._waiting = self._waiting, None
+        step = int(at)
+        if step == self.last:  # steps that were dispatched past an early end
+            return
+        self.last = step
         total = np.asarray(jax.device_get(total), np.float64)
         values = {n: total[..., i, 0] / total[..., i, 1] for i, n in enumerate(self.names)}
         metrics.write(self._stage.name, step, "validation", values)
@@ -214,6 +223,15 @@ def abstract_state(stage: Stage, layout: Layout) -> State:
     )
 
 
+def continued(stage: Stage) -> Stage:
+    """The stage with the live variables and the memory of the stage that it continues."""
+    if stage.continues is None:
+        return stage
+    old = stage.continues.load()
+    variables = {**stage.variables, **old.variables}
+    return dataclasses.replace(stage, variables=variables, memory=old.memory)
+
+
 def check_stage(stage: Stage, layout: Layout) -> None:
     """Refuses, before any compute, a stage that cannot run."""
     if stage.steps < 1:
@@ -232,8 +250,8 @@ def start(stage: Stage, layout: Layout) -> State:
         shapes = [jax.tree.map(lambda x: (x.shape, x.dtype), t) for t in (old, like)]
         if shapes[0] != shapes[1]:
             raise ValueError(
-                f"stage {stage.name!r} continues a stage whose variables, optimizers, memory or "
-                "validation are of other shapes"
+                f"stage {stage.name!r} continues a stage whose optimizers or validation are of "
+                "other shapes"
             )
         fresh = jax.tree.map(lambda x, s: jax.device_put(jnp.copy(x), s.sharding), old, like)
         state = fresh._replace(step=fresh.step * 0, done=jnp.zeros_like(fresh.done))
@@ -255,7 +273,7 @@ def train(
     interrupts: Interrupts,
 ) -> State:
     """Runs a stage to its end, from its newest checkpoint if it has one."""
-    layout = settings.layout
+    layout, stage = settings.layout, continued(stage)
     check_stage(stage, layout)
     found = checkpoints.newest(abstract_state(stage, layout)) if checkpoints else None
     state, extra = found if found else (start(stage, layout), {})
@@ -278,10 +296,26 @@ def train(
     reports = _Reports(
         stage, compiled.names, settings.log_every, extra.get("pending", []), metrics, display
     )
-    validator = _Validator(stage, frozen, layout) if stage.validation else None
+    validator = _Validator(stage, frozen, layout, first) if stage.validation else None
+    lag = 0 if stage.program.stop is None else _LAG
+    dispatched: collections.deque = collections.deque()  # reports that may lie past an early end
     flags: list[jax.Array] = []
+    saved = first
+
+    def settle() -> int:
+        """Waits for what was dispatched, and keeps the reports of the steps that counted."""
+        end = int(state.step)
+        while dispatched:
+            entry = dispatched.popleft()
+            if entry[0] <= end:
+                reports.add(*entry)
+        return end
 
     def save(step: int) -> None:
+        nonlocal saved
+        if settle() < step or step == saved:  # the stage has ended, or is saved
+            return
+        saved = step
         pending = reports.pending(step)
         if validator:
             validator.write(metrics)
@@ -296,6 +330,8 @@ def train(
             if bool(flags) and len(flags) > _LAG and bool(flags[-1 - _LAG]):
                 break
             if interrupts.signal is not None:
+                if bool(state.done):
+                    break
                 _stop(stage, checkpoints, save, step - 1, interrupts.signal, display)
             before = time.monotonic()
             raw = {name: next(stream) for name, stream in streams.items()}
@@ -305,24 +341,30 @@ def train(
             if stage.program.stop is not None:
                 flags.append(jnp.copy(state.done))
                 flags = flags[-1 - _LAG :]
-            reports.add(step, report, waited)
+            dispatched.append((step, report, waited))
+            if len(dispatched) > lag:
+                reports.add(*dispatched.popleft())
             if validator and validator.due(step):
-                state = validator(state, step, metrics)
+                state = validator(state, metrics)
             if settings.on_step is not None:
                 settings.on_step(stage.name, step)
             every = settings.checkpoint_every
             if checkpoints and every and step % every == 0 and step < stage.steps:
                 save(step)
+        step = settle()
         reports.close(step)
         reports.write()
         if validator:
             validator.write(metrics)
+            if validator.last != step:
+                state = validator(state, metrics)
+                validator.write(metrics)
         _check_parameters(stage, state, step)
     finally:
         display.close()
     jax.block_until_ready(state)
     seconds = time.monotonic() - started
-    display.end(f"{int(state.step)} steps in {seconds:.1f} s")
+    display.end(f"{step} steps in {seconds:.1f} s")
     return state
 
 
@@ -341,13 +383,13 @@ def _stop(stage, checkpoints, save, step, number, display) -> None:
 @jax.jit
 def _finite(tree) -> jax.Array:
     leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
-    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in leaves]))
+    return jnp.all(jnp.array([jnp.all(jnp.isfinite(x)) for x in leaves]))
 
 
 def _check_parameters(stage: Stage, state: State, step: int) -> None:
     """A gradient can be infinite where its loss was not: never keep what it has spoilt."""
     for role, tree in state.variables.items():
-        if not bool(_finite(tree["params"])):
+        if "params" in tree and not bool(_finite(tree["params"])):
             raise NonFiniteLoss(
                 f"stage {stage.name!r}, step {step}: a parameter of {role!r} is not finite, "
                 "though no term of the loss was: the gradient overflowed"

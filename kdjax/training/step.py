@@ -39,7 +39,8 @@ def _act(update: Update, live, frozen, opt, memory, batch, context):
     if update.after is not None:
         after = context._replace(memory=memory)
         new, memory = update.after({**frozen, **live}, after, metrics)
-        changed = [role for role, x in new.items() if role not in live and x is not frozen[role]]
+        others = {role: x for role, x in new.items() if role not in live}
+        changed = [role for role, x in others.items() if x is not frozen.get(role)]
         if changed:
             raise ValueError(f"after changed the frozen role {changed[0]!r}; name it in `carries`")
         live = {role: new[role] for role in live}
@@ -85,8 +86,8 @@ def _step(program_parts, names: list[str], state: State, frozen, batch, steps, k
         c = context._replace(memory=memory, rng=jax.random.fold_in(rng, k + 1))
 
         def act(kept, update=update, c=c):
-            live, opt, memory = kept
-            return _act(update, live, frozen, opt, memory, batch, c)
+            *new, report = _act(update, kept[0], frozen, *kept[1:], batch, c)
+            return (*map(_same, kept, new, ("variables", "optimizers", "memory")), report)
 
         kept = (live, opts[k], memory)
         if callable(update.when) or update.when > 1:
@@ -101,13 +102,11 @@ def _step(program_parts, names: list[str], state: State, frozen, batch, steps, k
             raise ValueError(f"two updates report {twice[0]!r}: give them names (Update.name)")
         metrics.update(report)
     done = state.done if stop is None else stop(context._replace(memory=memory))
-    variables = _same(state.variables, live, "variables")
-    opts = _same(state.optimizers, tuple(opts), "optimizers")
-    memory = _same(state.memory, memory, "memory")
+    memory = _same(state.memory, memory, "memory")  # what prepare returned of it
     names[:] = list(metrics)
     rows = [jnp.stack([jnp.asarray(x, jnp.float32) for x in metrics[n][:2]]) for n in names]
-    state = State(state.step + 1, variables, opts, memory, state.selected, jnp.asarray(done, bool))
-    return state, jnp.stack(rows)
+    done = jnp.asarray(done, bool)
+    return State(state.step + 1, live, tuple(opts), memory, state.selected, done), jnp.stack(rows)
 
 
 _compiled: weakref.WeakKeyDictionary[Program, dict] = weakref.WeakKeyDictionary()
@@ -124,7 +123,10 @@ def compiled_step(stage: Stage, shardings: State) -> CompiledStep:
     leaves, structure = jax.tree.flatten(shardings)
     assembles = {name: stream.assemble for name, stream in stage.data.items()}
     processing = tuple((name, assembles[name]) for name in sorted(assembles))
-    key = (processing, bool(stage.seeds), stage.shared, tuple(leaves), structure)
+    axes = population_axes(stage) if stage.seeds else ()
+    # As pairs: the axes decide what vmap makes of the step, so they are part of the key.
+    across = tuple(tuple(sorted(part.items())) for part in axes)
+    key = (processing, across, tuple(leaves), structure)
     cache = _compiled.setdefault(program, {})
     if key in cache:
         return cache[key]
@@ -135,7 +137,6 @@ def compiled_step(stage: Stage, shardings: State) -> CompiledStep:
     if stage.seeds:
         if program.stop is not None:
             raise ValueError(f"stage {stage.name!r}: members trained together cannot stop early")
-        axes = population_axes(stage)
         state_axes = State(None, 0, 0, 0, 0, None)
         member = jax.vmap(member, in_axes=(state_axes, *axes, None, 0), out_axes=(state_axes, 0))
     function = jax.jit(member, donate_argnums=0, out_shardings=(shardings, None))

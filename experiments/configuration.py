@@ -1,0 +1,230 @@
+"""From a config to a task and a method: every field is checked before anything is computed."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import ml_collections
+from absl import app, flags
+from jax.sharding import PartitionSpec
+
+from kdjax import data, methods, networks
+from kdjax.methods.task import Task
+from kdjax.training import CheckpointError, Layout, NonFiniteLoss, Settings, make_mesh
+from kdjax.training.optimizers import Training
+
+FIELDS = (
+    "data",
+    "teacher",
+    "student",
+    "method",
+    "seed",
+    "validate_every",
+    "checkpoint_every",
+    "keep",
+    "log_every",
+    "mesh",
+    "sharding",
+)
+# Fields that do not change what is computed: a workdir may go on under other values of these.
+FREE = ("checkpoint_every", "keep", "log_every")
+
+
+class ConfigError(ValueError):
+    """A config that cannot be run, said in one line."""
+
+
+def defaults() -> ml_collections.ConfigDict:
+    """What every config starts from; a config file changes values, and adds none at this level."""
+    config = ml_collections.ConfigDict()
+    config.seed = 0
+    config.data = dict(name="mnist5k", train_examples=0, mean=(), std=())
+    for role in ("teacher", "student"):
+        config[role] = dict(
+            network=dict(name="mlp"),
+            training=dataclasses.asdict(Training()),
+        )
+    config.teacher.checkpoint = ""
+    config.method = dict(name="kd")
+    config.validate_every = 100
+    config.checkpoint_every = 200
+    config.keep = 2
+    config.log_every = 50
+    config.mesh = dict(data=-1, model=1)
+    config.sharding = dict()
+    return config
+
+
+def _only(where: str, given: Mapping[str, Any], known: Sequence[str]) -> None:
+    for name in given:
+        if name not in known:
+            raise ConfigError(f"{where} has no field {name!r}{methods.nearest(name, known)}")
+
+
+def plain(value: Any) -> Any:
+    """A config as plain, hashable-inside Python: dicts, tuples, numbers, strings."""
+    if isinstance(value, ml_collections.ConfigDict | Mapping):
+        return {str(name): plain(x) for name, x in value.items()}
+    if isinstance(value, list | tuple):
+        return tuple(plain(x) for x in value)
+    return value
+
+
+def _training(where: str, fields: Mapping[str, Any]) -> Training:
+    _only(where, fields, [field.name for field in dataclasses.fields(Training)])
+    fields = dict(fields)
+    fields["augment"] = data.augmentations(fields.get("augment", ()))
+    try:
+        return Training(**fields)
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}") from error
+
+
+def method(fields: Mapping[str, Any], where: str = "config.method"):
+    """`(module, its Config)` of a config's `method`."""
+    fields = dict(plain(fields))
+    name = fields.pop("name", None)
+    try:
+        return methods.get(str(name)), methods.configure(str(name), **fields)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"{where}: {error}") from error
+
+
+def dataset(fields: Mapping[str, Any]) -> data.Dataset:
+    """The data set of a config's `data`, with its training split cut to `train_examples`."""
+    fields = dict(plain(fields))
+    for name in ("mean", "std"):
+        fields.pop(name, None)
+    examples = fields.pop("train_examples", 0)
+    found = data.load(fields.pop("name"), **fields)
+    if examples:
+        train = found.splits["train"]
+        if not 0 < examples <= len(train):
+            raise ConfigError(
+                f"config.data.train_examples={examples}, but {found.name!r} has {len(train)}"
+            )
+        splits = {**found.splits, "train": train.subset(examples, seed=0)}
+        found = dataclasses.replace(found, splits=splits)
+    return found
+
+
+def task(config: ml_collections.ConfigDict, found: data.Dataset | None = None) -> Task:
+    """The task of a config; `found` spares reading the data set again."""
+    _only("config", config, FIELDS)
+    found = found or dataset(config.data)
+    nets, training = {}, {}
+    for role in ("teacher", "student"):
+        fields = plain(config[role])
+        _only(f"config.{role}", fields, ("network", "training", "checkpoint"))
+        options = dict(fields["network"])
+        name = options.pop("name")
+        try:
+            nets[role] = networks.build(name, num_classes=found.num_classes, **options)
+        except (ValueError, TypeError) as error:
+            raise ConfigError(f"config.{role}.network: {error}") from error
+        training[role] = _training(f"config.{role}.training", fields["training"])
+    return Task(
+        found,
+        nets,
+        training,
+        seed=config.seed,
+        validate_every=config.validate_every,
+        mean=tuple(config.data.get("mean", ())) or None,
+        std=tuple(config.data.get("std", ())) or None,
+    )
+
+
+def settings(config: ml_collections.ConfigDict, **changes: Any) -> Settings:
+    """How the stages of a config are run."""
+    _only("config.mesh", config.mesh, ("data", "model"))
+    rules = {
+        role: [(regex, PartitionSpec(*spec)) for regex, spec in plain(rule)]
+        for role, rule in config.sharding.items()
+    }
+    return Settings(
+        checkpoint_every=config.checkpoint_every,
+        keep=config.keep,
+        log_every=config.log_every,
+        layout=Layout(make_mesh(config.mesh.data, config.mesh.model), rules),
+        **changes,
+    )
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`{"a": {"b": 1}}` as `{"a.b": 1}`."""
+    out: dict[str, Any] = {}
+    for name, value in config.items():
+        if isinstance(value, Mapping | ml_collections.ConfigDict):
+            out.update(flatten(value, f"{prefix}{name}."))
+        else:
+            out[f"{prefix}{name}"] = list(value) if isinstance(value, list | tuple) else value
+    return out
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """The fields in which two configs differ, as `name: old -> new`."""
+    a, b = flatten(old), flatten(new)
+    return [
+        f"{name}: {a.get(name, 'absent')!r} -> {b.get(name, 'absent')!r}"
+        for name in sorted(set(a) | set(b))
+        if a.get(name) != b.get(name) and name not in FREE
+    ]
+
+
+def claim(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
+    """Makes `workdir` this config's, or refuses one that belongs to another config."""
+    import json
+
+    path = workdir / "config.json"
+    new = json.loads(json.dumps(plain(config)))
+    if path.exists():
+        changed = differences(json.loads(path.read_text()), new)
+        if changed:
+            raise ConfigError(
+                f"{workdir} belongs to a run with another config ({'; '.join(changed)}): "
+                "use another --workdir"
+            )
+        return
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(".config.json")
+        temporary.write_text(json.dumps(new, indent=2) + "\n")
+        os.replace(temporary, path)
+    except OSError as error:
+        raise ConfigError(f"--workdir {workdir} cannot be written: {error}") from error
+
+
+def launch(main: Callable[[Sequence[str]], Any]) -> None:
+    """`app.run` in which a mistake of the user's is one line on stderr, and exit status 2."""
+
+    def parse(argv: list[str]) -> list[str]:
+        try:
+            rest = flags.FLAGS(argv)
+        except (AttributeError, KeyError) as error:
+            text = str(error.args[0]).encode().decode("unicode_escape") if error.args else ""
+            _fail(" ".join(text.replace("'\"", "").split()).strip("'\" "))
+        except flags.Error as error:
+            _fail(str(error).splitlines()[0])
+        if len(rest) > 1:
+            _fail(f"unexpected argument {rest[1]!r}")
+        return rest
+
+    def run(argv: Sequence[str]) -> Any:
+        try:
+            return main(argv)
+        except (ValueError, FileNotFoundError, NonFiniteLoss, CheckpointError) as error:
+            if os.environ.get("KDJAX_TRACEBACK"):
+                raise
+            _fail(" ".join(str(error).split()))
+
+    app.run(run, flags_parser=parse)
+
+
+def _fail(line: str) -> None:
+    print(f"error: {line}", file=sys.stderr)
+    raise SystemExit(2)

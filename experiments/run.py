@@ -1,0 +1,106 @@
+"""Runs one config: a teacher, the student alone, the distilled student, a table and a report.
+
+    python -m experiments.run --config=configs/mnist/plackett_luce.py --workdir=runs/pl
+
+Every field of the config is a flag: --config.method.temperature=2. The same command started again
+goes on where it was.
+"""
+
+from __future__ import annotations
+
+import pathlib
+import time
+from collections.abc import Generator, Sequence
+
+import jax
+from absl import flags
+from ml_collections import config_flags
+
+from experiments import configuration
+from kdjax import evaluation
+from kdjax.methods import supervised
+from kdjax.methods.task import Task
+from kdjax.training import Display, load_variables, read_metrics, run, save_variables
+
+CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
+WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lies; started again, it goes on.")
+CACHE = flags.DEFINE_string(
+    "compilation_cache", "", "A directory for XLA's persistent compilation cache; empty: none."
+)
+COORDINATOR = flags.DEFINE_string(
+    "coordinator", "", "host:port of process 0, for several hosts; `auto`: from the cluster."
+)
+PROCESSES = flags.DEFINE_integer(
+    "processes", 0, "How many processes there are, with a coordinator."
+)
+PROCESS = flags.DEFINE_integer("process", -1, "The number of this process, with a coordinator.")
+
+
+def experiment(task: Task, module, config) -> Generator:
+    """The teacher, the student alone and the distilled student of a task."""
+    teacher = yield from supervised.teacher(task)
+    task = task.with_teacher(teacher)
+    alone = yield from supervised.recipe(task, supervised.Config())
+    distilled = alone
+    if module is not supervised:
+        distilled = yield from module.recipe(task, config)
+    return teacher, alone, distilled
+
+
+def main(argv: Sequence[str]) -> None:
+    began = time.monotonic()
+    if CONFIG.value is None or WORKDIR.value is None:
+        raise configuration.ConfigError("--config and --workdir are needed")
+    if COORDINATOR.value == "auto":
+        jax.distributed.initialize()
+    elif COORDINATOR.value:
+        jax.distributed.initialize(COORDINATOR.value, PROCESSES.value, PROCESS.value)
+    if CACHE.value:
+        jax.config.update("jax_compilation_cache_dir", CACHE.value)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    config, workdir = CONFIG.value, pathlib.Path(WORKDIR.value)
+    module, method_config = configuration.method(config.method)
+    task = configuration.task(config)
+    settings = configuration.settings(config)
+    for role, training in task.training.items():
+        settings.layout.check_batch(f"train of the {role}", training.batch_size)
+    if config.teacher.checkpoint:
+        shapes = jax.eval_shape(lambda: task.variables("teacher"))
+        given = load_variables(pathlib.Path(config.teacher.checkpoint), shapes)
+        task = task.with_teacher(given)
+    configuration.claim(workdir, config)
+
+    display = Display()
+    display.say(f"{config.method.name} on {task.dataset.name}, seed {config.seed}: {workdir}")
+    teacher, alone, distilled = run(
+        experiment(task, module, method_config),
+        seed=config.seed,
+        workdir=workdir,
+        settings=settings,
+        display=display,
+    )
+    if jax.process_index() != 0:
+        return
+    models = {"teacher": teacher, "student alone": alone.last}
+    if module is not supervised:
+        models["distilled student"] = distilled.last
+    for name, variables in models.items():
+        save_variables(workdir / "weights" / name.replace(" ", "_"), variables)
+    roles = {name: "teacher" if name == "teacher" else "student" for name in models}
+    report = evaluation.Report(
+        title=f"{config.method.name} on {task.dataset.name}",
+        models={n: task.predict(roles[n], v) for n, v in models.items()},
+        labels=task.dataset.splits["test"].arrays()["label"],
+        class_names=tuple(task.dataset.class_names),
+        curves=evaluation.curves(read_metrics(workdir)),
+        config=configuration.plain(config),
+        environment=evaluation.environment(),
+        seconds=time.monotonic() - began,
+    )
+    path = evaluation.write_report(workdir / "report.html", report)
+    print(evaluation.summary_table(report))
+    print(f"report: {path}")
+
+
+if __name__ == "__main__":
+    configuration.launch(main)

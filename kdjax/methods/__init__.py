@@ -1,0 +1,46 @@
+"""Methods: one file a paper, each with a `Config` and a `recipe(task, config)`."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib
+from types import ModuleType
+from typing import Any
+
+NAMES = ("supervised", "kd", "plackett_luce", "dual_head_kd")
+
+
+def nearest(name: str, names) -> str:
+    """`", did you mean 'x'?"` for a name that is close to one of `names`, else what there is.
+
+    >>> nearest("plackett_luc", NAMES)
+    "; did you mean 'plackett_luce'?"
+    """
+    close = difflib.get_close_matches(name, list(names), 1)
+    return f"; did you mean {close[0]!r}?" if close else f"; there are {sorted(names)}"
+
+
+def get(name: str) -> ModuleType:
+    """The module of a method.
+
+    >>> get("kd").Config().temperature
+    4.0
+    """
+    if name not in NAMES:
+        raise ValueError(f"there is no method {name!r}{nearest(name, NAMES)}")
+    return importlib.import_module(f"kdjax.methods.{name}")
+
+
+def configure(name: str, **fields: Any):
+    """The method's config; an unknown field is refused with the nearest valid name.
+
+    >>> configure("kd", temperature=2.0).temperature
+    2.0
+    """
+    config = get(name).Config
+    known = [field.name for field in dataclasses.fields(config)]
+    for field in fields:
+        if field not in known:
+            raise ValueError(f"{name} has no field {field!r}{nearest(field, known)}")
+    return config(**fields)

@@ -1,0 +1,202 @@
+"""What a recipe is given: a data set, networks by role, how each role is trained, and a seed.
+
+Everything here is derived from the seed and a role's name, so that every method of a comparison
+starts from the same student and sees the same batches in the same order.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import types
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kdjax import losses
+from kdjax.data import Dataset, Split, resident, sequential
+from kdjax.networks import Network, logits_of
+from kdjax.training import Outcome, Program, Stage, Term, Validation, mean
+from kdjax.training.optimizers import Training
+
+PyTree = Any
+NOTHING: Mapping[str, PyTree] = types.MappingProxyType({})
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A data set and the networks that are to learn it.
+
+    Attributes:
+      dataset: its splits `train`, `validation` and `test`; `validation` selects, `test` reports.
+      networks: role -> network; the output of each is logits, or a dict with `logits`.
+      training: role -> how it is trained.
+      seed: initial variables and the order of the batches.
+      input: the field of a batch that the networks read.
+      validate_every: steps between two looks at the validation split.
+      given: role -> trained variables; a role that is here is not trained.
+      mean, std: what images are normalised with; None: they stay in [0, 1].
+    """
+
+    dataset: Dataset
+    networks: Mapping[str, Network]
+    training: Mapping[str, Training]
+    seed: int = 0
+    input: str = "image"
+    validate_every: int = 100
+    given: Mapping[str, PyTree] = dataclasses.field(default_factory=dict)
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+    def __post_init__(self):
+        for role, training in self.training.items():
+            size = len(self.dataset.splits["train"])
+            if training.batch_size > size:
+                raise ValueError(
+                    f"batch_size={training.batch_size} of the {role} is larger than the train "
+                    f"split of {self.dataset.name!r}, which has {size} examples"
+                )
+        if self.validate_every < 1:
+            raise ValueError(f"validate_every must be at least 1, got {self.validate_every}")
+        sizes = {role: self._num_outputs(role) for role in self.networks}
+        for role, size in sizes.items():
+            if size != self.dataset.num_classes:
+                raise ValueError(
+                    f"the {role} has {size} classes, the data set {self.dataset.name!r} has "
+                    f"{self.dataset.num_classes}: teacher, student and labels must agree"
+                )
+
+    def _num_outputs(self, role: str) -> int:
+        network = self.networks[role]
+
+        def outputs(rng, x):
+            return logits_of(network.apply(network.init(rng, x), x).output)
+
+        return jax.eval_shape(outputs, jax.random.key(0), self.example).shape[-1]
+
+    @functools.cached_property
+    def example(self) -> jax.Array:
+        """A batch of one input, for shapes."""
+        field = self.dataset.splits["train"].arrays()[self.input][:1]
+        return jnp.zeros(field.shape, jnp.float32)
+
+    def key(self, name: str) -> jax.Array:
+        """A random key of this task that depends on nothing but the seed and the name."""
+        return jax.random.fold_in(jax.random.key(self.seed), zlib.crc32(name.encode()))
+
+    def variables(self, role: str) -> PyTree:
+        """The initial variables of a role: the same for every method of a seed."""
+        return self.networks[role].init(self.key(f"variables of {role}"), self.example)
+
+    def stream(self, role: str, split: str = "train", name: str = ""):
+        """The batches a role trains on: the same order for every method of a seed.
+
+        Args:
+          role: whose batch size and augmentation.
+          split: which part of the data set.
+          name: tells apart several streams of one role.
+        """
+        training = self.training[role]
+        number = zlib.crc32(f"stream {name} of {role}".encode())
+        seed = int(np.random.SeedSequence([self.seed, number]).generate_state(1)[0] >> 1)
+        return resident(
+            self.dataset.splits[split],
+            training.batch_size,
+            seed=seed,
+            augment=training.augment,
+            mean=self.mean,
+            std=self.std,
+        )
+
+    def validation(self, role: str) -> Validation:
+        """Scores a role on the validation split, and keeps the best."""
+        return Validation(
+            classification_metrics(role, self.networks[role], self.input),
+            _sequential(self.dataset.splits["validation"], self.mean, self.std),
+            self.validate_every,
+        )
+
+    def distill(
+        self, program: Program, teacher: PyTree, extra: Mapping[str, PyTree] = NOTHING
+    ) -> Stage:
+        """The stage `distill`: a fresh student, taught by `teacher` on the stream `train`.
+
+        Args:
+          program: what a step does.
+          teacher: its variables, frozen.
+          extra: further roles of the program.
+        """
+        return Stage(
+            "distill",
+            program,
+            {"teacher": teacher, "student": self.variables("student"), **extra},
+            {"train": self.stream("student")},
+            self.training["student"].steps,
+            validation=self.validation("student"),
+        )
+
+    def predict(self, role: str, variables: PyTree, split: str = "test") -> np.ndarray:
+        """The logits of every example of a split, `[N, C]`, in evaluation mode."""
+        stream = _sequential(self.dataset.splits[split], self.mean, self.std)
+        forward = _forward(self.networks[role], stream.assemble, self.input)
+        parts = []
+        for item in stream.items():
+            logits, where = forward(variables, stream.table, item)
+            parts.append(np.asarray(logits)[np.asarray(where)])
+        return np.concatenate(parts)
+
+    def with_teacher(self, variables: PyTree) -> Task:
+        """This task with a teacher that is already trained."""
+        return dataclasses.replace(self, given={**self.given, "teacher": variables})
+
+
+@functools.lru_cache(maxsize=64)
+def _sequential(split: Split, mean, std):
+    """One stream a split, so that its table is on the device once."""
+    return sequential(split, min(256, len(split)), mean=mean, std=std)
+
+
+@functools.lru_cache(maxsize=64)
+def _forward(network: Network, assemble, field: str):
+    def forward(variables, table, item):
+        batch = assemble(table, item)
+        return logits_of(network.apply(variables, batch[field]).output), batch["where"]
+
+    return jax.jit(forward)
+
+
+@functools.lru_cache(maxsize=64)
+def classification_metrics(role: str, network: Network, field: str = "image"):
+    """`(variables, batch) -> {accuracy, cross_entropy}` of a role, for a `Validation`."""
+
+    def evaluate(variables, batch) -> dict[str, Term]:
+        logits = logits_of(network.apply(variables[role], batch[field]).output)
+        correct = jnp.argmax(logits, -1) == batch["label"]
+        return {
+            "accuracy": mean(correct.astype(jnp.float32), batch["where"]),
+            "cross_entropy": mean(losses.cross_entropy(logits, batch["label"]), batch["where"]),
+        }
+
+    return evaluate
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """What a recipe returns of one role.
+
+    Attributes:
+      last: its variables after the last step.
+      selected: its variables where the validation accuracy was best.
+    """
+
+    last: PyTree
+    selected: PyTree
+    selected_step: int
+
+    @staticmethod
+    def of(outcome: Outcome, role: str) -> Trained:
+        return Trained(outcome.variables[role], outcome.selected[role], int(outcome.selected_step))

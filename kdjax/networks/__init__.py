@@ -1,0 +1,38 @@
+"""Networks: two pure functions, whatever they were written in, and taps into their values."""
+
+from kdjax.networks.adapters import as_network
+from kdjax.networks.functions import from_function
+from kdjax.networks.heads import ClassifierHead
+from kdjax.networks.linen import from_linen
+from kdjax.networks.mlp import MLP
+from kdjax.networks.network import (
+    Applied,
+    Network,
+    available_taps,
+    count_parameters,
+    logits_of,
+)
+from kdjax.networks.nnx import from_nnx
+from kdjax.networks.registry import NAMES, build
+from kdjax.networks.resnet import ResNet
+from kdjax.networks.vit import ViT
+from kdjax.networks.wrn import WideResNet
+
+__all__ = [
+    "MLP",
+    "NAMES",
+    "Applied",
+    "ClassifierHead",
+    "Network",
+    "ResNet",
+    "ViT",
+    "WideResNet",
+    "as_network",
+    "available_taps",
+    "build",
+    "count_parameters",
+    "from_function",
+    "from_linen",
+    "from_nnx",
+    "logits_of",
+]

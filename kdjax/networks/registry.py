@@ -1,0 +1,77 @@
+"""The networks that a config names."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import re
+from typing import Any
+
+from flax import linen as nn
+
+from kdjax.networks.linen import from_linen
+from kdjax.networks.mlp import MLP
+from kdjax.networks.network import Network
+from kdjax.networks.resnet import ResNet
+from kdjax.networks.vit import ViT
+from kdjax.networks.wrn import WideResNet
+
+_WIDE = (32, 64, 128, 256)
+NAMES: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
+    "mlp": (MLP, {}),
+    **{f"resnet{depth}": (ResNet, {"depth": depth}) for depth in (8, 14, 20, 32, 44, 56, 110)},
+    **{f"resnet{depth}x4": (ResNet, {"depth": depth, "widths": _WIDE}) for depth in (8, 32)},
+    **{
+        f"wrn_{depth}_{widen}": (WideResNet, {"depth": depth, "widen": widen})
+        for depth, widen in ((16, 1), (16, 2), (28, 10), (40, 1), (40, 2))
+    },
+    "vit": (ViT, {}),
+    # The dimensions of DeiT-Ti, Touvron et al. 2021 (arXiv:2012.12877), with patches of 4.
+    "vit_tiny": (ViT, {"width": 192, "depth": 12, "heads": 3}),
+}
+
+
+def build(name: str, num_classes: int, **options: Any) -> Network:
+    """The network of that name. The same arguments give the same object.
+
+    So programs that are built on it share their compilation.
+
+    Args:
+      name: one of `NAMES`, or `wrn_<depth>_<widen>` of any depth 6n + 4 and width.
+      num_classes: C, at least 1.
+      **options: attributes of the module that differ from what the name stands for.
+
+    Raises:
+      ValueError: unknown name or option (the nearest valid one is named), or a bad value.
+
+    >>> build("resnet20", num_classes=10) is build("resnet20", num_classes=10)
+    True
+    """
+    if name in NAMES:
+        module, preset = NAMES[name]
+    elif match := re.fullmatch(r"wrn_(\d+)_(\d+)", name):
+        module, preset = WideResNet, {"depth": int(match[1]), "widen": int(match[2])}
+    else:
+        raise ValueError(f"unknown network {name!r}; {_nearest(name, NAMES)}")
+    if not isinstance(num_classes, int) or num_classes < 1:
+        raise ValueError(f"num_classes must be a positive integer, got {num_classes!r}")
+    fields = {field.name for field in dataclasses.fields(module)}
+    valid = sorted(fields - {"parent", "name", "num_classes"})
+    for option in options:
+        if option not in valid:
+            raise ValueError(f"{name} has no option {option!r}; {_nearest(option, valid)}")
+    merged = {**preset, **options}
+    frozen = {k: tuple(v) if isinstance(v, list) else v for k, v in merged.items()}
+    return _build(module, num_classes, tuple(sorted(frozen.items())))
+
+
+@functools.cache
+def _build(module: type[nn.Module], num_classes: int, options: tuple) -> Network:
+    return from_linen(module(num_classes, **dict(options)))
+
+
+def _nearest(word: str, valid) -> str:
+    near = difflib.get_close_matches(word, valid, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return f"{hint}Valid: {', '.join(sorted(valid))}"
