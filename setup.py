@@ -42,6 +42,7 @@ setup(
         "absl-py>=2",
         "chex>=0.1.90",
         "dm-pix>=0.4.4",
+        "importlib-resources>=6",  # tensorflow-datasets imports it and does not require it
         "jaxtyping>=0.3",
         "matplotlib>=3.9",
         "numpy>=1.26",

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ml_collections
-from absl import app, flags
+from absl import app, flags, logging
 from jax.sharding import PartitionSpec
 
 from kdjax import data, methods, networks
@@ -215,6 +215,7 @@ def launch(main: Callable[[Sequence[str]], Any]) -> None:
         return rest
 
     def run(argv: Sequence[str]) -> Any:
+        logging.set_verbosity(logging.WARNING)
         try:
             return main(argv)
         except (ValueError, FileNotFoundError, NonFiniteLoss, CheckpointError) as error:

@@ -52,7 +52,11 @@ def test_a_label_outside_the_classes_leaves_the_teachers_order():
 
 
 @settings(deadline=None, database=None, max_examples=30)
-@given(arrays(np.float32, (3, 5), elements=st.floats(-100, 100, width=32)), st.integers(0, 4))
+@given(
+    # XLA takes subnormal numbers for 0: they tie.
+    arrays(np.float32, (3, 5), elements=st.floats(-100, 100, width=32, allow_subnormal=False)),
+    st.integers(0, 4),
+)
 def test_a_ranking_is_a_permutation_in_descending_order(teacher, label):
     ranking = np.asarray(losses.teacher_optimal_ranking(jnp.asarray(teacher), jnp.full(3, label)))
     assert np.all(np.sort(ranking) == np.arange(5))

@@ -47,7 +47,9 @@ class AnimalShapes(PackagedBuilder):
     """`animal_shapes`: 7,216 / 1,000 / 1,500 silhouettes of 28 x 28."""
 
     SHAPE = (28, 28, 1)
-    CLASS_NAMES = ("bird", "cat", "dog", "horse", "rabbit", "deer", "fish", "cow", "elephant", "fox")
+    CLASS_NAMES = (
+        "bear", "bird", "cat", "cow", "dog", "elephant", "giraffe", "horse", "sheep", "zebra"
+    )
     SIZES = (1000, 1500)
     DESCRIPTION = "Animal silhouettes in the format of MNIST, without exact duplicates."
 
