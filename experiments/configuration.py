@@ -50,6 +50,7 @@ def defaults() -> ml_collections.ConfigDict:
             training=dataclasses.asdict(Training()),
         )
     config.teacher.checkpoint = ""
+    config.teacher.cached = False
     config.method = dict(name="kd")
     config.validate_every = 100
     config.checkpoint_every = 200
@@ -60,7 +61,7 @@ def defaults() -> ml_collections.ConfigDict:
     return config
 
 
-def _only(where: str, given: Mapping[str, Any], known: Sequence[str]) -> None:
+def only(where: str, given: Mapping[str, Any], known: Sequence[str]) -> None:
     for name in given:
         if name not in known:
             raise ConfigError(f"{where} has no field {name!r}{methods.nearest(name, known)}")
@@ -76,7 +77,7 @@ def plain(value: Any) -> Any:
 
 
 def _training(where: str, fields: Mapping[str, Any]) -> Training:
-    _only(where, fields, [field.name for field in dataclasses.fields(Training)])
+    only(where, fields, [field.name for field in dataclasses.fields(Training)])
     fields = dict(fields)
     fields["augment"] = data.augmentations(fields.get("augment", ()))
     try:
@@ -115,12 +116,12 @@ def dataset(fields: Mapping[str, Any]) -> data.Dataset:
 
 def task(config: ml_collections.ConfigDict, found: data.Dataset | None = None) -> Task:
     """The task of a config; `found` spares reading the data set again."""
-    _only("config", config, FIELDS)
+    only("config", config, FIELDS)
     found = found or dataset(config.data)
     nets, training = {}, {}
     for role in ("teacher", "student"):
         fields = plain(config[role])
-        _only(f"config.{role}", fields, ("network", "training", "checkpoint"))
+        only(f"config.{role}", fields, ("network", "training", "checkpoint", "cached"))
         options = dict(fields["network"])
         name = options.pop("name")
         try:
@@ -136,12 +137,13 @@ def task(config: ml_collections.ConfigDict, found: data.Dataset | None = None) -
         validate_every=config.validate_every,
         mean=tuple(config.data.get("mean", ())) or None,
         std=tuple(config.data.get("std", ())) or None,
+        cache_teacher=config.teacher.cached,
     )
 
 
 def settings(config: ml_collections.ConfigDict, **changes: Any) -> Settings:
     """How the stages of a config are run."""
-    _only("config.mesh", config.mesh, ("data", "model"))
+    only("config.mesh", config.mesh, ("data", "model"))
     rules = {
         role: [(regex, PartitionSpec(*spec)) for regex, spec in plain(rule)]
         for role, rule in config.sharding.items()

@@ -17,9 +17,8 @@ def get_config() -> ml_collections.ConfigDict:
         warmup=0.05,
         augment=(("pad_crop", {"padding": 2}),),
     )
+    config.teacher.cached = True  # the student sees the images as they are
     config.student.network = dict(name="mlp", widths=(64,))
-    config.student.training.update(
-        steps=2000, batch_size=64, learning_rate=2e-3, schedule="cosine"
-    )
+    config.student.training.update(steps=2000, batch_size=64, learning_rate=2e-3, schedule="cosine")
     config.validate_every = 100
     return config

@@ -1,6 +1,6 @@
 """Dual-head distillation on 5,000 MNIST digits.
 
-    python -m experiments.run --config=configs/mnist/dual_head_kd.py --workdir=runs/dhkd
+python -m experiments.run --config=configs/mnist/dual_head_kd.py --workdir=runs/dhkd
 """
 
 import dataclasses

@@ -1,6 +1,6 @@
 """The student alone on 5,000 MNIST digits.
 
-    python -m experiments.run --config=configs/mnist/supervised.py --workdir=runs/supervised
+python -m experiments.run --config=configs/mnist/supervised.py --workdir=runs/supervised
 """
 
 from configs.mnist import base

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-import kdjax.data.files as files
 from kdjax.data.source import Dataset, Split, carve
 
 
@@ -28,6 +27,8 @@ def load(name: str, **options: Any) -> Dataset:
     """
     kind, _, place = name.partition(":")
     if place:
+        from kdjax.data import files
+
         readers: dict[str, Callable[..., Dataset]] = {
             "tfds": from_tfds,
             "folder": files.image_folder,

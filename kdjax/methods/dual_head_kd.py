@@ -144,14 +144,14 @@ def combine(config: Config, gradients) -> Combined:
             metrics[f"cosine/{name}"] = Term(cosine, jnp.float32(1))
     if config.alignment == "none":
         return Combined(jax.tree.map(jnp.add, main, auxiliary), metrics)
-    shared = None
+    options = {"scope": config.alignment}
     if config.alignment == "shared":
         backbone = part(main, False)
-        shared = {
+        options["shared"] = {
             role: {path: role == "student" and path in backbone for path in paths}
             for role, paths in main.items()
         }
-    return Combined(losses.gradient_align(main, auxiliary, shared=shared), metrics)
+    return Combined(losses.gradient_align(main, auxiliary, **options), metrics)
 
 
 @functools.lru_cache(maxsize=64)
@@ -219,5 +219,5 @@ def recipe(task: Task, config: Config) -> Generator:
         features = jnp.zeros(shape.shape, shape.dtype)
         extra["auxiliary"] = head.init(task.key("variables of auxiliary"), features)
     step = program(student, task.networks["teacher"], head, training, config, task.input)
-    outcome = yield task.distill(step, teacher, extra)
+    outcome = yield from task.distill(step, teacher, extra)
     return Trained.of(outcome, "student")

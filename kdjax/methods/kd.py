@@ -128,8 +128,10 @@ def program(
         where = batch["where"]
         labelled = where & losses.valid_labels(batch["label"], logits.shape[-1])
         agree = (jnp.argmax(logits, -1) == jnp.argmax(taught, -1)).astype(jnp.float32)
-        loss = compare(logits, taught, batch["label"], where)
         used = labelled if config.loss in ("dkd", "nkd") else where
+        loss = compare(logits, taught, batch["label"], where)
+        if config.loss == "dist":  # a mean over the batch already
+            loss = jnp.broadcast_to(loss, where.shape)
         return Evaluation(
             {
                 "cross_entropy": mean(
@@ -162,5 +164,5 @@ def recipe(task: Task, config: Config) -> Generator:
     teacher = yield from supervised.teacher(task)
     student, training = task.networks["student"], task.training["student"]
     step = program(student, task.networks["teacher"], training, config, task.input)
-    outcome = yield task.distill(step, teacher)
+    outcome = yield from task.distill(step, teacher)
     return Trained.of(outcome, "student")

@@ -97,5 +97,5 @@ def recipe(task: Task, config: Config) -> Generator:
     teacher = yield from supervised.teacher(task)
     student, training = task.networks["student"], task.training["student"]
     step = program(student, task.networks["teacher"], training, config, task.input)
-    outcome = yield task.distill(step, teacher)
+    outcome = yield from task.distill(step, teacher)
     return Trained.of(outcome, "student")

@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import types
 import zlib
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from typing import Any
 
 import jax
@@ -20,7 +20,7 @@ import numpy as np
 from kdjax import losses
 from kdjax.data import Dataset, Split, resident, sequential
 from kdjax.networks import Network, logits_of
-from kdjax.training import Outcome, Program, Stage, Term, Validation, mean
+from kdjax.training import Compute, Outcome, Program, Stage, Term, Validation, mean
 from kdjax.training.optimizers import Training
 
 PyTree = Any
@@ -40,6 +40,8 @@ class Task:
       validate_every: steps between two looks at the validation split.
       given: role -> trained variables; a role that is here is not trained.
       mean, std: what images are normalised with; None: they stay in [0, 1].
+      cache_teacher: the teacher is run once over the training split, before the first step,
+        instead of in every step; for a student that sees the images as they are.
     """
 
     dataset: Dataset
@@ -51,8 +53,14 @@ class Task:
     given: Mapping[str, PyTree] = dataclasses.field(default_factory=dict)
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    cache_teacher: bool = False
 
     def __post_init__(self):
+        if self.cache_teacher and self.training["student"].augment:
+            raise ValueError(
+                "cache_teacher keeps one teacher output an example, but the student's views are "
+                "augmented: take the augmentation away, or the cache"
+            )
         for role, training in self.training.items():
             size = len(self.dataset.splits["train"])
             if training.batch_size > size:
@@ -92,19 +100,29 @@ class Task:
         """The initial variables of a role: the same for every method of a seed."""
         return self.networks[role].init(self.key(f"variables of {role}"), self.example)
 
-    def stream(self, role: str, split: str = "train", name: str = ""):
+    def stream(
+        self,
+        role: str,
+        split: str = "train",
+        name: str = "",
+        fields: Mapping[str, np.ndarray] = NOTHING,
+    ):
         """The batches a role trains on: the same order for every method of a seed.
 
         Args:
           role: whose batch size and augmentation.
           split: which part of the data set.
           name: tells apart several streams of one role.
+          fields: further fields of the split, one row an example.
         """
+        records = self.dataset.splits[split]
+        if fields:
+            records = Split.of({**records.arrays(), **fields}, records.where)
         training = self.training[role]
         number = zlib.crc32(f"stream {name} of {role}".encode())
         seed = int(np.random.SeedSequence([self.seed, number]).generate_state(1)[0] >> 1)
         return resident(
-            self.dataset.splits[split],
+            records,
             training.batch_size,
             seed=seed,
             augment=training.augment,
@@ -122,21 +140,32 @@ class Task:
 
     def distill(
         self, program: Program, teacher: PyTree, extra: Mapping[str, PyTree] = NOTHING
-    ) -> Stage:
+    ) -> Generator:
         """The stage `distill`: a fresh student, taught by `teacher` on the stream `train`.
 
         Args:
-          program: what a step does.
+          program: what a step does; finds the teacher under the role `teacher`, or its outputs in
+            the batch under `teacher_logits` where they were cached.
           teacher: its variables, frozen.
           extra: further roles of the program.
         """
-        return Stage(
-            "distill",
-            program,
-            {"teacher": teacher, "student": self.variables("student"), **extra},
-            {"train": self.stream("student")},
-            self.training["student"].steps,
-            validation=self.validation("student"),
+        roles, fields = {"student": self.variables("student"), **extra}, {}
+        if self.cache_teacher:
+            found = yield Compute(
+                "teacher_logits", lambda rng: {"logits": self.predict("teacher", teacher, "train")}
+            )
+            fields["teacher_logits"] = found["logits"]
+        else:
+            roles["teacher"] = teacher
+        return (
+            yield Stage(
+                "distill",
+                program,
+                roles,
+                {"train": self.stream("student", fields=fields)},
+                self.training["student"].steps,
+                validation=self.validation("student"),
+            )
         )
 
     def predict(self, role: str, variables: PyTree, split: str = "test") -> np.ndarray:

@@ -4,7 +4,7 @@ from kdjax.training.checkpoint import CheckpointError, load_variables, save_vari
 from kdjax.training.journal import Recipe, run
 from kdjax.training.loop import Interrupted, NonFiniteLoss, Settings
 from kdjax.training.metrics import MetricWriter, read_metrics
-from kdjax.training.population import together
+from kdjax.training.population import prefixed, together
 from kdjax.training.progress import Display
 from kdjax.training.sharding import Layout, make_mesh
 from kdjax.training.stage import (
@@ -47,6 +47,7 @@ __all__ = [
     "load_variables",
     "make_mesh",
     "mean",
+    "prefixed",
     "read_metrics",
     "run",
     "save_variables",

@@ -208,7 +208,9 @@ class _Validator:
 
 def stage_keys(stage: Stage, key: jax.Array) -> jax.Array:
     """The random key of a stage's steps, one a member where there are members."""
-    number = np.uint32(zlib.crc32(stage.name.encode()))
+    seed, name = stage.origin or (None, stage.name)
+    number = np.uint32(zlib.crc32(name.encode()))
+    key = key if seed is None else jax.random.key(seed)
     if not stage.seeds:
         return jax.random.fold_in(key, number)
     return jnp.stack([jax.random.fold_in(jax.random.key(s), number) for s in stage.seeds])

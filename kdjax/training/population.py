@@ -159,14 +159,15 @@ def _alone(node: Compute, seed: int) -> Compute:
     return Compute(f"{node.name}/seed-{seed}", function, node.arguments)
 
 
-def together(recipes: Sequence[Recipe], seeds: Sequence[int]) -> Recipe:
+def together(recipes: Sequence[Recipe], seeds: Sequence[int], apart: Sequence[str] = ()) -> Recipe:
     """One recipe that runs several, one a seed, in lockstep; returns the list of their results.
 
     Stages that come up together must share their program, steps and stream names; what differs
     (initial variables, data order, random numbers) becomes a leading axis of members. A frozen
     role, or a stream, that is one and the same object for all members is not copied, so one
     teacher forward serves all where the batches are shared too. Members compute what they would
-    alone, to float32 rounding.
+    alone, to float32 rounding. Stages named in `apart` run one after the other all the same: a
+    convolution under `vmap` over its kernels is slower than its members in turn on a CPU.
     """
     recipes, seeds = list(recipes), tuple(int(s) for s in seeds)
     if len(recipes) != len(seeds) or not recipes:
@@ -189,8 +190,27 @@ def together(recipes: Sequence[Recipe], seeds: Sequence[int]) -> Recipe:
             for node, seed in zip(nodes, seeds):
                 values.append((yield _alone(node, seed)))
             continue
+        if nodes[0].name in apart:
+            values = []
+            for node, seed in zip(nodes, seeds):
+                name = f"{node.name}/seed-{seed}"
+                values.append(
+                    (yield dataclasses.replace(node, name=name, origin=(seed, node.name)))
+                )
+            continue
         outcome = yield _merge(nodes, seeds)
         values = [
             Outcome(lambda i=i, o=outcome: _member(o.load(), i), outcome.steps)
             for i in range(len(seeds))
         ]
+
+
+def prefixed(recipe: Recipe, prefix: str) -> Recipe:
+    """A recipe whose nodes are called `prefix/name`: several recipes can then follow in one."""
+    value = None
+    while True:
+        try:
+            node = recipe.send(value)
+        except StopIteration as end:
+            return end.value
+        value = yield dataclasses.replace(node, name=f"{prefix}/{node.name}")

@@ -239,6 +239,8 @@ class Stage:
       seeds: empty for one member. Else the stage trains one member a seed together under `vmap`,
         and live variables, memory and whatever is not in `shared` have a leading axis of members.
       shared: frozen roles and streams (by name) that all members have in common.
+      origin: (seed, name) that the random numbers come from, instead of the run's seed and the
+        stage's name: a stage of another recipe, run within this one.
     """
 
     name: str
@@ -251,6 +253,7 @@ class Stage:
     continues: Outcome | None = None
     seeds: tuple[int, ...] = ()
     shared: frozenset[str] = frozenset()
+    origin: tuple[int, str] | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -51,7 +51,7 @@ def test_a_label_outside_the_classes_leaves_the_teachers_order():
     assert losses.teacher_optimal_ranking(T, jnp.array(-100)).tolist() == [1, 0, 2]
 
 
-@settings(deadline=None, database=None, max_examples=30)
+@settings(deadline=None, database=None, derandomize=True, max_examples=30)
 @given(
     # XLA takes subnormal numbers for 0: they tie.
     arrays(np.float32, (3, 5), elements=st.floats(-100, 100, width=32, allow_subnormal=False)),
@@ -114,7 +114,7 @@ def test_gradient_rows_sum_to_zero_and_an_offset_is_irrelevant():
     np.testing.assert_allclose(far_gradient, gradient, atol=2e-3)
 
 
-@settings(deadline=None, database=None, max_examples=30)
+@settings(deadline=None, database=None, derandomize=True, max_examples=30)
 @given(arrays(np.float32, (2, 4, 5), elements=st.floats(-30, 30, width=32)))
 def test_convex_in_the_student(logits):
     _, teacher, labels = batch((4, 5))

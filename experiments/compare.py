@@ -1,0 +1,196 @@
+"""Compares methods over seeds on one task: records, a table with paired tests, plots.
+
+    python -m experiments.compare --config=configs/mnist/compare.py --workdir=runs/compare
+
+Within a seed every method has the same teacher, the same initial student and the same batches in
+the same order. Seeds train together under `vmap`. The records of `results/` hold the accuracy
+after the last step and where the validation split was best, never the best on the test split.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import time
+from collections.abc import Generator, Mapping, Sequence
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+from absl import flags
+from ml_collections import config_flags
+
+from experiments import configuration
+from kdjax import evaluation
+from kdjax.methods import supervised
+from kdjax.methods.task import Task
+from kdjax.training import Display, prefixed, read_metrics, run, together
+
+CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
+WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lies; started again, it goes on.")
+RESULTS = flags.DEFINE_string("results", "", "Where records, table and plots go; default: workdir.")
+
+FIELDS = ("arms", "seeds", "baseline", "name", "vmap", "apart")
+
+
+def arms_of(task: Task, arms: Mapping[str, tuple]) -> Generator:
+    """One teacher, then every arm in turn."""
+    teacher = yield from supervised.teacher(task)
+    taught = task.with_teacher(teacher)
+    trained = {}
+    for name, (module, config) in arms.items():
+        trained[name] = yield from prefixed(module.recipe(taught, config), name)
+    return teacher, trained
+
+
+def series(workdir: pathlib.Path, stages: Sequence[str], member: int | None) -> dict[str, Any]:
+    """The curves of one seed, of the stages named."""
+    found = evaluation.curves(read_metrics(workdir))
+    out = {}
+    for stage in stages:
+        for metric, (steps, values) in found.get(stage, {}).items():
+            if metric.split("/")[-1] in ("images_per_second", "stall"):
+                continue
+            mine = values if member is None or values.ndim == 1 else values[:, member]
+            out.setdefault(stage, {})[metric] = (steps, mine)
+    return out
+
+
+def main(argv: Sequence[str]) -> None:
+    if CONFIG.value is None or WORKDIR.value is None:
+        raise configuration.ConfigError("--config and --workdir are needed")
+    config, workdir = CONFIG.value, pathlib.Path(WORKDIR.value)
+    configuration.only("config", config, (*configuration.FIELDS, *FIELDS))
+    seeds = tuple(range(config.seeds))
+    if not seeds:
+        raise configuration.ConfigError(f"config.seeds must be at least 1, got {config.seeds}")
+    arms = {
+        name: configuration.method(fields, f"config.arms.{name}")
+        for name, fields in config.arms.items()
+    }
+    if config.baseline not in arms:
+        raise configuration.ConfigError(
+            f"config.baseline={config.baseline!r} is not one of the arms {sorted(arms)}"
+        )
+    single = ml_collections.ConfigDict(
+        {k: v for k, v in config.items() if k in configuration.FIELDS}
+    )
+    found = configuration.dataset(config.data)
+    first = configuration.task(single, found)
+    tasks = [dataclasses.replace(first, seed=seed) for seed in seeds]
+    settings = configuration.settings(config)
+    configuration.claim(workdir, config)
+    display, began = Display(), time.monotonic()
+
+    if config.vmap:
+        recipes = [arms_of(task, arms) for task in tasks]
+        outcomes = run(
+            together(recipes, seeds, tuple(config.apart)),
+            workdir=workdir,
+            settings=settings,
+            display=display,
+        )
+        folders = [(workdir, k) for k in range(len(seeds))]
+    else:
+        outcomes, folders = [], []
+        for task in tasks:
+            folder = workdir / f"seed-{task.seed}"
+            display.say(f"seed {task.seed}")
+            outcomes.append(
+                run(
+                    arms_of(task, arms),
+                    seed=task.seed,
+                    workdir=folder,
+                    settings=settings,
+                    display=display,
+                )
+            )
+            folders.append((folder, None))
+    if jax.process_index() != 0:
+        return
+
+    seconds = (time.monotonic() - began) / (len(seeds) * len(arms))
+    results = pathlib.Path(RESULTS.value) if RESULTS.value else workdir / "results"
+    labels = found.splits["test"].arrays()["label"]
+    environment = evaluation.environment()
+    teachers = []
+    for task, (teacher, trained), (folder, member) in zip(tasks, outcomes, folders):
+        taught = task.predict("teacher", teacher)
+        teachers.append(evaluation.scores(taught, labels)["accuracy"])
+        for name, student in trained.items():
+            metrics = {
+                which: evaluation.scores(
+                    task.predict("student", getattr(student, which)), labels, taught
+                )
+                for which in ("last", "selected")
+            }
+            metrics["selected"]["step"] = float(student.selected_step)
+            record = evaluation.Record(
+                method=name,
+                task=config.name,
+                seed=task.seed,
+                config=configuration.plain(config),
+                metrics=metrics,
+                curves=series(
+                    folder, [s for s in _stages(folder) if s.startswith(f"{name}/")], member
+                ),
+                commit=environment["commit"],
+                versions=environment,
+                seconds=seconds,
+            )
+            evaluation.write_record(results / f"{name}-seed{task.seed}.json", record)
+    publish(results, config, teachers)
+
+
+def _stages(folder: pathlib.Path) -> list[str]:
+    return sorted({row["stage"] for row in read_metrics(folder)})
+
+
+def publish(results: pathlib.Path, config, teachers: Sequence[float]) -> None:
+    """The table and the plots of a folder of records."""
+    records = [r for r in evaluation.read_records(results) if r.method in config.arms]
+    table = []
+    for which, title in (("last", "after the last step"), ("selected", "selected by validation")):
+        arms = evaluation.arms(records, which)
+        arms = {name: arms[name] for name in config.arms}
+        table += [
+            f"Students {title}:",
+            "",
+            evaluation.comparison_table(arms, baseline=config.baseline),
+            "",
+        ]
+    teacher = evaluation.summary(np.asarray(teachers))
+    head = [
+        f"# {config.name}",
+        "",
+        f"{len(teachers)} seeds; teacher accuracy {100 * teacher.mean:.2f} ± "
+        f"{100 * (teacher.sd or 0):.2f} %; paired t-tests against `{config.baseline}`, "
+        "Holm-corrected.",
+        "",
+    ]
+    text = "\n".join(head + table)
+    (results / "table.md").write_text(text)
+    last = evaluation.arms(records, "last")
+    values = {name: last[name]["accuracy"] for name in config.arms}
+    figure = evaluation.arms_plot(
+        values, title=f"{config.name}: test accuracy", x="accuracy", percent=True
+    )
+    (results / "accuracy.png").write_bytes(evaluation.png(figure))
+    bands = {}
+    for name in config.arms:
+        curves = [x for r in records if r.method == name for x in r.curves.values()]
+        kept = [c["validation/accuracy"] for c in curves if "validation/accuracy" in c]
+        if kept:
+            bands[name] = (kept[0][0], np.stack([v for _, v in kept], axis=1))
+    if bands:
+        figure = evaluation.learning_curves(
+            bands, title=f"{config.name}: validation accuracy", y="accuracy", percent=True
+        )
+        (results / "curves.png").write_bytes(evaluation.png(figure))
+    print(text)
+    print(f"records, table and plots: {results}")
+
+
+if __name__ == "__main__":
+    configuration.launch(main)
