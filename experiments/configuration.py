@@ -211,7 +211,8 @@ def launch(main: Callable[[Sequence[str]], Any]) -> None:
             text = str(error.args[0]).encode().decode("unicode_escape") if error.args else ""
             _fail(" ".join(text.replace("'\"", "").split()).strip("'\" "))
         except flags.Error as error:
-            _fail(str(error).splitlines()[0])
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+            _fail(" ".join(dict.fromkeys((lines[0], lines[-1]))))
         if len(rest) > 1:
             _fail(f"unexpected argument {rest[1]!r}")
         return rest

@@ -3,7 +3,8 @@
     python -m experiments.compare --config=configs/digits/compare_dual_head_kd.py \
         --workdir=runs/digits-dual-head
 
-The single-head arms report the cosine between the two gradients in the head and in the backbone.
+`-tenth`: the logit loss weighs 0.1 instead of 1. All arms with both losses report the cosine
+between the two gradients in the student's own head and in the backbone.
 """
 
 from configs.digits import base
@@ -16,13 +17,13 @@ def get_config():
     dual = dict(name="dual_head_kd", report_conflict=True)
     config.arms = {
         "supervised": dict(name="supervised"),
-        "binary_kl_norm only": dict(name="dual_head_kd", heads="single", label_weight=0.0),
-        "single-1": dict(**single, distillation_weight=1.0),
-        "single-0.1": dict(**single, distillation_weight=0.1),
-        "dual-1": dict(**dual, distillation_weight=1.0),
-        "dual-0.1": dict(**dual, distillation_weight=0.1),
-        "dual-1-aligned": dict(**dual, distillation_weight=1.0, alignment="all"),
-        "dual-1-aligned-shared": dict(**dual, distillation_weight=1.0, alignment="shared"),
-        "dual-1-nonlinear": dict(**dual, distillation_weight=1.0, auxiliary="nonlinear"),
+        "binary_kl_norm": dict(name="dual_head_kd", heads="single", label_weight=0.0),
+        "single": dict(**single, distillation_weight=1.0),
+        "single-tenth": dict(**single, distillation_weight=0.1),
+        "dual": dict(**dual, distillation_weight=1.0),
+        "dual-tenth": dict(**dual, distillation_weight=0.1),
+        "dual-aligned": dict(**dual, distillation_weight=1.0, alignment="all"),
+        "dual-aligned-shared": dict(**dual, distillation_weight=1.0, alignment="shared"),
+        "dual-nonlinear": dict(**dual, distillation_weight=1.0, auxiliary="nonlinear"),
     }
     return config

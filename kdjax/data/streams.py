@@ -255,9 +255,7 @@ def resident(
       mean, std: what images are normalised with, a number a channel, after the augmentation.
       process, processes: default: those of the run.
     """
-    return Resident(
-        split, batch_size, seed, indices, augment, mean, std, process, processes
-    )
+    return Resident(split, batch_size, seed, indices, augment, mean, std, process, processes)
 
 
 def host(

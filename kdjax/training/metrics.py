@@ -29,11 +29,12 @@ class MetricWriter:
     reads as that of a run which was never stopped.
     """
 
-    def __init__(self, workdir: pathlib.Path | None, tensorboard: bool = True):
+    def __init__(self, workdir: str | os.PathLike | None, tensorboard: bool = True):
         self._file = self._board = None
         self.rows: list[dict[str, Any]] = []
         if workdir is None or jax.process_index() != 0:
             return
+        workdir = pathlib.Path(workdir)
         workdir.mkdir(parents=True, exist_ok=True)
         self._path = workdir / "metrics.jsonl"
         self._file = self._path.open("a", encoding="utf-8")

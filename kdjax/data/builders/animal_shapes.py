@@ -48,7 +48,16 @@ class AnimalShapes(PackagedBuilder):
 
     SHAPE = (28, 28, 1)
     CLASS_NAMES = (
-        "bear", "bird", "cat", "cow", "dog", "elephant", "giraffe", "horse", "sheep", "zebra"
+        "bear",
+        "bird",
+        "cat",
+        "cow",
+        "dog",
+        "elephant",
+        "giraffe",
+        "horse",
+        "sheep",
+        "zebra",
     )
     SIZES = (1000, 1500)
     DESCRIPTION = "Animal silhouettes in the format of MNIST, without exact duplicates."
