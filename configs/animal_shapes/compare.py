@@ -17,5 +17,9 @@ def get_config():
     config.data.train_examples = 0
     config.teacher.training.steps = 1000
     config.teacher.training.augment = (("pad_crop", {"padding": 2}), "flip")
+    config.teacher.cached = True
     config.student.training.steps = 3000
+    config.student.training.augment = ()
+    config.vmap = True
+    config.apart = ("teacher",)  # a convolution over stacked kernels is slow on a CPU
     return config

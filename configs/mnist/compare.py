@@ -2,8 +2,9 @@
 
     python -m experiments.compare --config=configs/mnist/compare.py --workdir=runs/compare-mnist
 
-A ResNet-8 that saw the 500 digits, shifted at random, teaches a fully connected student of 64
-hidden units that sees them as they are.
+A ResNet-8 teaches a fully connected student of 64 hidden units; both see the digits shifted at
+random, and the teacher answers for the very view that the student sees. So the teacher runs in
+every step, and seeds run one after the other: a convolution over stacked kernels is slow on a CPU.
 """
 
 import dataclasses
@@ -16,10 +17,12 @@ def get_config():
     config = base.get_config()
     config.name = "mnist5k-500"
     config.data.train_examples = 500
+    config.teacher.cached = False
     config.student.training.steps = 1500
+    config.student.training.augment = (("pad_crop", {"padding": 2}),)
     config.seeds = 5
-    config.vmap = True
-    config.apart = ("teacher",)  # a convolution over stacked kernels is slow on a CPU
+    config.vmap = False
+    config.apart = ()
     config.baseline = "supervised"
     config.arms = {
         "supervised": dict(name="supervised"),
