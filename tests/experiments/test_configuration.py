@@ -1,0 +1,228 @@
+"""Configs are checked, field by field, before anything is computed."""
+
+import dataclasses
+import importlib
+import json
+import pathlib
+
+import ml_collections
+import pytest
+
+from experiments import configuration
+from experiments.configuration import ConfigError
+from kdjax import data
+from kdjax.data import Dataset
+from kdjax.methods.task import Task
+from kdjax.training import make_mesh
+from kdjax.training.optimizers import Training
+
+ROOT = pathlib.Path(__file__).parents[2]
+CONFIGS = sorted(
+    ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    for path in (ROOT / "configs").rglob("*.py")
+    if "def get_config" in path.read_text()
+)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return data.load("digits")
+
+
+@pytest.fixture
+def config():
+    """Small, on digits, with every default spelled out."""
+    config = configuration.defaults()
+    config.data.name = "digits"
+    config.teacher.network = dict(name="mlp", widths=(32,))
+    config.student.network = dict(name="mlp", widths=(12,))
+    config.method = dict(name="plackett_luce", temperature=1.0)
+    return config
+
+
+def test_there_are_configs_to_test():
+    assert {"configs.mnist.plackett_luce", "configs.digits.compare_kd"} <= set(CONFIGS)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_config_file_builds_its_task_and_methods(name):
+    config = importlib.import_module(name).get_config()
+    held = {k: v for k, v in config.items() if k in configuration.FIELDS}
+    found = configuration.dataset(config.data)
+    task = configuration.task(ml_collections.ConfigDict(held), found)
+    assert isinstance(task, Task)
+    assert len(task.dataset.splits["train"]) == config.data.train_examples or not (
+        config.data.train_examples
+    )
+    methods = dict(config.get("arms", {})) or {"method": config.method}
+    for fields in methods.values():
+        module, chosen = configuration.method(fields)
+        assert module.__name__ == f"kdjax.methods.{fields.name}"
+        for field, value in fields.items():
+            assert field == "name" or getattr(chosen, field) == value
+    assert configuration.settings(config).checkpoint_every == config.checkpoint_every
+    json.dumps(configuration.plain(config))  # `claim` writes it down
+
+
+def test_a_field_of_the_config_reaches_the_task(config, digits):
+    config.seed, config.validate_every = 7, 50
+    config.data.mean, config.data.std = (0.5,), (0.25,)
+    config.student.training.update(steps=5, optimizer="sgd", augment=(("pad_crop", {}),))
+    task = configuration.task(config, digits)
+    assert (task.seed, task.validate_every, task.mean, task.std) == (7, 50, (0.5,), (0.25,))
+    assert (task.training["student"].steps, task.training["student"].optimizer) == (5, "sgd")
+    assert [a.name for a in task.training["student"].augment] == ["pad_crop"]
+    assert task.training["teacher"] == Training()
+    hash(task.training["student"])  # programs are cached by it
+
+
+def test_train_examples_are_a_fixed_stratified_part(config):
+    config.data.train_examples = 100
+    first, again = configuration.dataset(config.data), configuration.dataset(config.data)
+    labels = [d.splits["train"].arrays()["label"].tolist() for d in (first, again)]
+    assert len(labels[0]) == 100
+    assert labels[0] == labels[1]
+    assert len(first.splits["test"]) == 360
+    counts = [labels[0].count(c) for c in range(10)]
+    assert max(counts) - min(counts) <= 1
+
+
+def _set(path, value):
+    def change(config):
+        *parents, name = path.split(".")
+        for parent in parents:
+            config = config[parent]
+        config.unlock()
+        config[name] = value
+
+    return change
+
+
+BAD = {
+    "unknown field": (_set("sed", 1), r"config has no field 'sed'; did you mean 'seed'\?"),
+    "unknown field of a role": (
+        _set("student.netwrk", 1),
+        r"config\.student has no field 'netwrk'; did you mean 'network'\?",
+    ),
+    "unknown field of the training": (
+        _set("student.training.learning_rat", 1.0),
+        r"config\.student\.training has no field 'learning_rat'; did you mean 'learning_rate'\?",
+    ),
+    "unknown network": (
+        _set("student.network.name", "resnet9"),
+        r"config\.student\.network: unknown network 'resnet9'; did you mean 'resnet\d+'\?",
+    ),
+    "unknown option of a network": (
+        _set("teacher.network.width", (3,)),
+        r"config\.teacher\.network: mlp has no option 'width'; did you mean 'widths'\?",
+    ),
+    "steps 0": (
+        _set("student.training.steps", 0),
+        r"config\.student\.training: steps must be at least 1, got 0",
+    ),
+    "optimizer": (
+        _set("teacher.training.optimizer", "adamx"),
+        r"config\.teacher\.training: optimizer must be one of .*'adamw'.*, got 'adamx'",
+    ),
+    "schedule": (_set("teacher.training.schedule", "linear"), "schedule must be one of"),
+    "micro-batches": (
+        _set("student.training.microbatches", 3),
+        "microbatches=3 does not divide batch_size=64",
+    ),
+    "batch size": (
+        _set("student.training.batch_size", 1258),
+        "batch_size=1258 of the student is larger than the train split of 'digits', which has 1257",
+    ),
+    "validation": (_set("validate_every", 0), "validate_every must be at least 1, got 0"),
+    "augmentation": (_set("student.training.augment", ("flipp",)), "flip"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_config_that_cannot_be_run_is_refused(case, config, digits):
+    change, message = BAD[case]
+    change(config)
+    with pytest.raises(ValueError, match=message):
+        configuration.task(config, digits)
+
+
+@pytest.mark.parametrize("examples", [-1, 1258])
+def test_a_training_split_cannot_be_cut_to_more_than_it_has(config, examples):
+    config.data.train_examples = examples
+    with pytest.raises(ConfigError, match=f"train_examples={examples}, but 'digits' has 1257"):
+        configuration.dataset(config.data)
+
+
+def test_an_unknown_data_set_is_refused(config):
+    config.data.name = "digit"
+    with pytest.raises(ValueError, match="'digit'; did you mean 'digits'"):
+        configuration.dataset(config.data)
+
+
+METHODS = {
+    "unknown name": (dict(name="plackettluce"), "no method 'plackettluce'; did you mean 'plackett"),
+    "no name": (dict(temperature=1.0), "there is no method 'None'"),
+    "unknown field": (dict(name="kd", temprature=2), "no field 'temprature'; did you mean 'temper"),
+    "temperature": (dict(name="kd", temperature=-1.0), "temperature must be positive, got -1.0"),
+    "type": (dict(name="kd", temperature="hot"), "config.method: "),
+}
+
+
+@pytest.mark.parametrize("case", METHODS)
+def test_a_method_that_cannot_be_run_is_refused(case):
+    fields, message = METHODS[case]
+    with pytest.raises(ConfigError, match=message):
+        configuration.method(ml_collections.ConfigDict(fields))
+
+
+def test_settings_come_from_the_config(config):
+    config.checkpoint_every, config.keep, config.log_every = 7, 3, 11
+    config.sharding = {"student": (("head/kernel", (None, "model")),)}
+    settings = configuration.settings(config)
+    assert (settings.checkpoint_every, settings.keep, settings.log_every) == (7, 3, 11)
+    ((regex, spec),) = settings.layout.rules["student"]
+    assert (regex, tuple(spec)) == ("head/kernel", (None, "model"))
+    assert settings.layout.mesh.shape == make_mesh().shape
+    for name, value in (("checkpoint_every", -1), ("keep", 0), ("log_every", 0)):
+        bad = config.copy_and_resolve_references()
+        bad[name] = value
+        with pytest.raises(ValueError, match=f"{name} must"):
+            configuration.settings(bad)
+    config.mesh.data = 1000
+    with pytest.raises(ValueError, match="data=1000"):
+        configuration.settings(config)
+
+
+def test_a_workdir_belongs_to_one_config(config, tmp_path):
+    workdir = tmp_path / "new" / "run"
+    configuration.claim(workdir, config)
+    configuration.claim(workdir, config)
+    config.keep = 5  # does not change what is computed
+    configuration.claim(workdir, config)
+    config.method.temperature = 2.0
+    with pytest.raises(ConfigError, match=r"method\.temperature: 1\.0 -> 2\.0"):
+        configuration.claim(workdir, config)
+
+
+def test_a_workdir_that_cannot_be_written_is_refused(config, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="cannot be written"):
+        configuration.claim(tmp_path / "file" / "run", config)
+
+
+def test_differences_name_what_was_added_and_taken_away():
+    old = {"a": {"b": 1, "c": (1, 2)}, "keep": 1}
+    new = {"a": {"b": 1, "d": 2}, "keep": 2}
+    assert configuration.differences(old, new) == ["a.c: [1, 2] -> 'absent'", "a.d: 'absent' -> 2"]
+    assert configuration.differences({"a": (1, 2)}, {"a": [1, 2]}) == []
+
+
+def test_defaults_spell_out_every_field_of_the_training():
+    names = {field.name for field in dataclasses.fields(Training)}
+    for role in ("teacher", "student"):
+        assert set(configuration.defaults()[role].training) == names
+
+
+def test_a_data_set_can_be_given(config, digits):
+    config.data.name = "not looked at"
+    assert isinstance(configuration.task(config, digits).dataset, Dataset)
