@@ -78,11 +78,10 @@ def plain(value: Any) -> Any:
 
 def _training(where: str, fields: Mapping[str, Any]) -> Training:
     only(where, fields, [field.name for field in dataclasses.fields(Training)])
-    fields = dict(fields)
-    fields["augment"] = data.augmentations(fields.get("augment", ()))
     try:
-        return Training(**fields)
-    except ValueError as error:
+        augment = data.augmentations(fields.get("augment", ()))
+        return Training(**{**fields, "augment": augment})
+    except (ValueError, TypeError) as error:
         raise ConfigError(f"{where}: {error}") from error
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,38 +18,43 @@ def load(name: str, **options: Any) -> Dataset:
     | --- | --- | --- |
     | `mnist5k`, `animal_shapes`, `digits` | real images from pip packages, prepared once | |
     | `tfds:NAME` | any data set of TFDS, through `tfds.data_source` | `splits`, `data_dir` |
-    | `folder:PATH` | an image folder, or a zip of one | |
+    | `folder:PATH` | an image folder, or a zip of one, decoded once | |
     | `npz:PATH` | arrays | `fields` |
     | `jsonl:PATH`, `csv:PATH` | a table, also gzipped | `input`, `label`, `split` |
 
     Raises:
       ValueError: unknown name (the nearest valid one is named), or data that cannot be used.
+      FileNotFoundError: nothing at PATH, or a package that is not installed (its pip command).
     """
     kind, _, place = name.partition(":")
     if place:
-        from kdjax.data import files
+        from kdjax.data import files, tables
 
         readers: dict[str, Callable[..., Dataset]] = {
             "tfds": from_tfds,
             "folder": files.image_folder,
-            "npz": files.npz,
-            "jsonl": files.table,
-            "csv": files.table,
+            "npz": tables.npz,
+            "jsonl": tables.table,
+            "csv": tables.table,
         }
         if kind not in readers:
-            raise ValueError(f"data {name!r} must begin with one of {sorted(readers)}")
+            hint = _nearest(kind, readers)
+            raise ValueError(f"data {name!r} must begin with one of {sorted(readers)}; {hint}")
         return readers[kind](place, **options)
     builders = _builders()
     if name not in builders:
-        close = difflib.get_close_matches(name, builders, 1)
-        hint = f"did you mean {close[0]!r}?" if close else f"there are {sorted(builders)}"
-        raise ValueError(f"there is no data set {name!r}; {hint}")
+        raise ValueError(f"there is no data set {name!r}; {_nearest(name, builders)}")
     if options:
         raise ValueError(f"{name} takes no options, got {sorted(options)}")
     from kdjax.data.builders import packaged
 
     builder = packaged.prepare(builders[name]())
     return _dataset(name, builder, {s: s for s in ("train", "validation", "test")})
+
+
+def _nearest(name: str, valid: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(valid), 1)
+    return f"did you mean {close[0]!r}?" if close else f"valid are {sorted(valid)}"
 
 
 def _builders() -> dict[str, Callable]:
@@ -94,33 +99,42 @@ def from_tfds(name: str, *, splits: Sequence[tuple] = (), data_dir: str | None =
 
 
 def _dataset(name: str, builder, wanted: dict[str, str]) -> Dataset:
-    label = builder.info.features["label"]
-    sources = {s: builder.as_data_source(split=theirs) for s, theirs in wanted.items()}
-    splits = {s: Split(_Records(x), f"{name}/{s}") for s, x in sources.items()}
-    if len(splits) < 3:
-        fields = carve({s: x.arrays() for s, x in splits.items()}, name)
-        splits = {s: Split.of(f, f"{name}/{s}") for s, f in fields.items()}
-    return Dataset(name, splits, tuple(label.names))
+    features = builder.info.features
+    if not {"image", "label"} <= set(features):
+        raise ValueError(f"{name} has {sorted(features)}, but image and label are needed")
+    if not hasattr(features["label"], "names"):
+        raise ValueError(f"{name}: label is no class, but {features['label']}")
+    names = tuple(features["label"].names)
+    splits = {}
+    for split, theirs in wanted.items():
+        source = builder.as_data_source(split=theirs)
+        splits[split] = Split(
+            _Records(source, f"{name}/{split}", len(names)) if len(source) else [],
+            f"{name}/{split}",
+        )
+    return Dataset(name, carve(splits, name), names)
 
 
 class _Records:
     """A TFDS data source as plain records."""
 
-    def __init__(self, source):
-        self._source = source
+    def __init__(self, source, where: str, num_classes: int):
+        self._source, self._where, self._num_classes = source, where, num_classes
 
     def __len__(self) -> int:
         return len(self._source)
 
     def __getitem__(self, i: int) -> dict[str, np.ndarray]:
-        return self._plain(self._source[i])
+        return self._plain(i, self._source[i])
 
     def __getitems__(self, rows: Sequence[int]) -> list[dict[str, np.ndarray]]:
-        return [self._plain(r) for r in self._source.__getitems__(rows)]
+        return [self._plain(i, r) for i, r in zip(rows, self._source.__getitems__(rows))]
 
-    @staticmethod
-    def _plain(record: dict) -> dict[str, np.ndarray]:
-        return {
-            "image": np.asarray(record["image"]),
-            "label": np.asarray(record["label"], np.int32),
-        }
+    def _plain(self, i: int, record: dict) -> dict[str, np.ndarray]:
+        label = np.asarray(record["label"], np.int32)
+        if not 0 <= label < self._num_classes:
+            raise ValueError(
+                f"{self._where}, example {i}: label {label} is outside the {self._num_classes} "
+                "classes"
+            )
+        return {"image": np.asarray(record["image"]), "label": label}

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 Record = Mapping[str, np.ndarray]
+BLOCK = 1024  # records read at once where only their labels are kept
 
 
 class Split:
@@ -17,12 +18,18 @@ class Split:
     Args:
       records: a sequence of dicts of arrays; anything with `len` and `[i]`.
       where: what to call the split in errors, e.g. "mnist5k/train".
+      labels: `[N]`, where they are known without reading the records.
+
+    >>> split = Split.of({"image": np.zeros((3, 8, 8, 1), np.uint8), "label": np.arange(3)}, "tiny")
+    >>> len(split), split.fields
+    (3, {'image': (8, 8, 1), 'label': ()})
     """
 
-    def __init__(self, records: Sequence[Record], where: str):
+    def __init__(self, records: Sequence[Record], where: str, labels: np.ndarray | None = None):
         if len(records) == 0:
             raise ValueError(f"{where} is empty")
         self.records, self.where = records, where
+        self._labels = labels
         self._arrays: dict[str, np.ndarray] | None = None
         self.on_device: dict[Any, Any] = {}  # tables of streams, shared between them
 
@@ -33,7 +40,7 @@ class Split:
         sizes = {name: len(x) for name, x in arrays.items()}
         if len(set(sizes.values())) != 1:
             raise ValueError(f"{where}: fields differ in length: {sizes}")
-        split = cls(_Rows(arrays), where)
+        split = cls(Rows(arrays), where)
         split._arrays = arrays
         return split
 
@@ -43,31 +50,66 @@ class Split:
     def __getitem__(self, i: int) -> Record:
         return self.records[i]
 
+    @property
+    def fields(self) -> dict[str, tuple[int, ...]]:
+        """The shape of each field of a record."""
+        return {name: np.shape(x) for name, x in self[0].items()}
+
+    def stack(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """The records of the given rows, stacked."""
+        if self._arrays is not None:
+            return {name: x[rows] for name, x in self._arrays.items()}
+        records = _read(self.records, rows)
+        out = {}
+        for name in records[0]:
+            shapes = {np.shape(r[name]): row for row, r in zip(rows, records)}
+            if len(shapes) > 1:
+                (one, i), (other, j), *_ = shapes.items()
+                raise ValueError(
+                    f"{self.where}: {name} of example {i} is {list(one)}, of example {j} "
+                    f"{list(other)}: all examples need one shape"
+                )
+            out[name] = np.stack([r[name] for r in records])
+        return out
+
     def arrays(self) -> dict[str, np.ndarray]:
         """All records, stacked; read once and kept."""
         if self._arrays is None:
-            if hasattr(self.records, "__getitems__"):
-                records = self.records.__getitems__(list(range(len(self))))
-            else:
-                records = [self.records[i] for i in range(len(self))]
-            self._arrays = {n: np.stack([r[n] for r in records]) for n in records[0]}
+            self._arrays = self.stack(np.arange(len(self)))
         return self._arrays
 
+    def labels(self) -> np.ndarray:
+        """The labels of all records, `[N]`; read once and kept."""
+        if self._labels is None:
+            if self._arrays is not None:
+                return self._arrays["label"]
+            blocks = np.split(np.arange(len(self)), range(BLOCK, len(self), BLOCK))
+            found = [[r["label"] for r in _read(self.records, rows)] for rows in blocks]
+            self._labels = np.array([label for block in found for label in block], np.int32)
+        return self._labels
+
     def take(self, rows: np.ndarray, where: str = "") -> Split:
-        """The split of the given rows, in their order."""
-        arrays = {name: x[rows] for name, x in self.arrays().items()}
-        return Split.of(arrays, where or self.where)
+        """The split of the given rows, in their order; read only if this one has been."""
+        where = where or self.where
+        if self._arrays is not None:
+            return Split.of(self.stack(rows), where)
+        return Split(_Part(self.records, rows), where, self.labels()[rows])
 
     def subset(self, examples: int, seed: int) -> Split:
-        """A stratified part: classes in the proportions of the whole, chosen by the seed."""
+        """A stratified part: classes in the proportions of the whole, chosen by the seed.
+
+        >>> whole = Split.of({"label": np.arange(100) % 10}, "tiny")
+        >>> np.bincount(whole.subset(20, seed=0).labels()).tolist()
+        [2, 2, 2, 2, 2, 2, 2, 2, 2, 2]
+        """
         if not 0 < examples <= len(self):
             raise ValueError(f"{self.where} has {len(self)} examples, {examples} were asked for")
-        chosen, _ = stratified(self.arrays()["label"], (examples,), seed)
+        chosen, _ = stratified(self.labels(), (examples,), seed)
         return self.take(chosen, f"{self.where}[{examples}]")
 
     def check_labels(self, num_classes: int) -> None:
         """Refuses a label outside the classes."""
-        labels = self.arrays()["label"]
+        labels = self.labels()
         bad = np.flatnonzero((labels < 0) | (labels >= num_classes))
         if len(bad):
             raise ValueError(
@@ -76,7 +118,15 @@ class Split:
             )
 
 
-class _Rows(Sequence):
+def _read(records: Sequence[Record], rows: Sequence[int]) -> list[Record]:
+    if hasattr(records, "__getitems__"):  # TFDS reads many at once much faster than one by one
+        return records.__getitems__([int(row) for row in rows])
+    return [records[int(row)] for row in rows]
+
+
+class Rows(Sequence):
+    """Records of arrays that lead with the example axis."""
+
     def __init__(self, arrays: Mapping[str, np.ndarray]):
         self._arrays = arrays
 
@@ -85,6 +135,22 @@ class _Rows(Sequence):
 
     def __getitem__(self, i):
         return {name: x[i] for name, x in self._arrays.items()}
+
+
+class _Part(Sequence):
+    """Some of the records, in a given order."""
+
+    def __init__(self, records: Sequence[Record], rows: np.ndarray):
+        self._records, self._rows = records, rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, i):
+        return self._records[int(self._rows[i])]
+
+    def __getitems__(self, rows: Sequence[int]) -> list[Record]:
+        return _read(self._records, self._rows[rows])
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -121,44 +187,59 @@ class Dataset:
         A split that is not given is carved out of `train`, a tenth each, stratified, always the
         same way.
 
+        Args:
+          train, validation, test: inputs `[N, ...]` and integer labels `[N]`. Images are uint8
+            (0..255, read as 0..1) or floats.
+          name: what the data set is called in reports and errors.
+          input: the field of a batch that holds the inputs.
+          class_names: in label order; default: the numbers up to the highest label.
+
+        Raises:
+          ValueError: labels that are no integers, inputs and labels of different lengths, images
+            of another kind, a number that is not finite, a label outside the classes.
+
         >>> data = Dataset.of((np.zeros((100, 4), np.float32), np.arange(100) % 2))
         >>> {split: len(records) for split, records in data.splits.items()}
         {'train': 80, 'validation': 10, 'test': 10}
         """
         pairs = {"train": train, "validation": validation, "test": test}
-        pairs = {split: pair for split, pair in pairs.items() if pair is not None}
-        fields = {}
-        for split, (inputs, labels) in pairs.items():
-            labels = np.asarray(labels)
+        splits = {}
+        for split, pair in pairs.items():
+            if pair is None:
+                continue
+            inputs, labels = np.asarray(pair[0]), np.asarray(pair[1])
+            where = f"{name}/{split}"
             if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
                 raise ValueError(
-                    f"{name}/{split}: labels must be integers [N], got "
-                    f"{labels.dtype}{list(labels.shape)}"
+                    f"{where}: labels must be integers [N], got {labels.dtype}{list(labels.shape)}"
                 )
-            check_finite(np.asarray(inputs), f"{name}/{split}")
-            fields[split] = {input: np.asarray(inputs), "label": labels.astype(np.int32)}
-        highest = max(int(f["label"].max()) for f in fields.values())
+            floats = np.issubdtype(inputs.dtype, np.floating)
+            if input == "image" and not floats and inputs.dtype != np.uint8:
+                raise ValueError(f"{where}: images must be uint8 or floats, got {inputs.dtype}")
+            check_finite(inputs, where)
+            inputs = inputs.astype(np.float32) if floats else inputs
+            splits[split] = Split.of({input: inputs, "label": labels.astype(np.int32)}, where)
+        highest = max(int(split.labels().max()) for split in splits.values())
         class_names = tuple(class_names) or tuple(str(c) for c in range(highest + 1))
-        fields = carve(fields, name)
-        splits = {s: Split.of(f, f"{name}/{s}") for s, f in fields.items()}
         for split in splits.values():
             split.check_labels(len(class_names))
-        return cls(name, splits, class_names)
+        return cls(name, carve(splits, name), class_names)
 
 
-def carve(fields: dict[str, dict[str, np.ndarray]], name: str) -> dict[str, dict]:
+def carve(splits: Mapping[str, Split], name: str) -> dict[str, Split]:
     """Adds the missing ones of validation and test, a tenth of `train` each, stratified."""
-    missing = [split for split in ("validation", "test") if split not in fields]
+    missing = [split for split in ("validation", "test") if split not in splits]
     if missing:
-        train = fields["train"]
-        size = len(train["label"])
-        part = size // 10
-        if not part:
-            raise ValueError(f"{name}/train has {size} examples: too few to carve {missing[0]} out")
-        *parts, rest = stratified(train["label"], (part,) * len(missing), 0)
+        train = splits["train"]
+        labels = train.labels()
+        *parts, rest = stratified(labels, (len(labels) // 10,) * len(missing), 0)
+        lost = np.setdiff1d(labels, labels[rest])
+        if len(labels) < 10 or len(lost):
+            few = f"{len(labels)} examples" if len(labels) < 10 else f"too few of class {lost[0]}"
+            raise ValueError(f"{name}/train has {few}: too few to carve {missing[0]} out of it")
         cut = {"train": rest, **dict(zip(missing, parts))}
-        fields = {**fields, **{s: {n: x[r] for n, x in train.items()} for s, r in cut.items()}}
-    return {split: fields[split] for split in ("train", "validation", "test")}
+        splits = {**splits, **{s: train.take(rows, f"{name}/{s}") for s, rows in cut.items()}}
+    return {split: splits[split] for split in ("train", "validation", "test")}
 
 
 def stratified(labels: np.ndarray, sizes: Sequence[int], seed: int) -> list[np.ndarray]:
@@ -183,9 +264,10 @@ def stratified(labels: np.ndarray, sizes: Sequence[int], seed: int) -> list[np.n
     return [np.sort(part) for part in np.split(order, cuts)]
 
 
-def check_finite(inputs: np.ndarray, where: str) -> None:
-    """Refuses NaN and infinity, and says in which example."""
+def check_finite(inputs: np.ndarray, where: str, rows: np.ndarray | None = None) -> None:
+    """Refuses NaN and infinity, and says in which example; `rows` are the examples' numbers."""
     if np.issubdtype(inputs.dtype, np.floating):
         bad = ~np.isfinite(inputs.reshape(len(inputs), -1)).all(axis=1)
         if bad.any():
-            raise ValueError(f"{where}, example {np.flatnonzero(bad)[0]}: not a finite number")
+            example = np.flatnonzero(bad)[0] if rows is None else rows[bad][0]
+            raise ValueError(f"{where}, example {example}: not a finite number")

@@ -17,7 +17,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kdjax.data.augmentation import Augmentation, augmentations, mixing, partners, viewer
+from kdjax.data.augmentation import (
+    Augmentation,
+    augmentations,
+    mixing,
+    normalize,
+    partners,
+    viewer,
+)
 from kdjax.data.source import Split, check_finite
 
 Item = dict[str, np.ndarray]
@@ -28,17 +35,15 @@ def processing(
     augment: tuple[Augmentation, ...], mean: tuple | None, std: tuple | None, resident: bool
 ) -> Callable:
     """`(table, item) -> batch`: one function for all streams that process alike."""
-    view = jax.vmap(viewer(augment), in_axes=(None, 0, 0, 0))
+    view = jax.vmap(viewer(augment, 0.0 if mean is None else mean), in_axes=(None, 0, 0, 0))
     alpha = {a.name: dict(a.options).get("alpha", 1.0) for a in augment}.get("mixup")
 
     def prepare(image, seed, epoch, example):
-        if image.dtype == jnp.uint8:
-            image = image.astype(jnp.float32) / 255
+        scale = 255 if image.dtype == jnp.uint8 else 1
+        image = image.astype(jnp.float32) / scale
         if any(a.name != "mixup" for a in augment):
             image = view(seed, epoch, example, image)
-        if mean is not None:
-            image = (image - jnp.asarray(mean)) / jnp.asarray(std if std is not None else 1.0)
-        return image
+        return normalize(image, mean, std)
 
     def assemble(table, item):
         fields = {n: x[item["row"]] for n, x in table.items()} if resident else item["record"]
@@ -93,10 +98,11 @@ class Order:
         if place + self._part <= n:
             rows = self._epoch(epoch)[place : place + self._part]
             return rows, np.full(self._part, epoch, np.int32)
-        positions = np.arange(at, at + self._part)
-        epochs, places = np.divmod(positions, n)
-        orders = {int(e): self._epoch(int(e)) for e in np.unique(epochs)}
-        rows = np.array([orders[int(e)][p] for e, p in zip(epochs, places)], np.int32)
+        epochs, places = np.divmod(np.arange(at, at + self._part), n)
+        rows = np.empty(self._part, np.int32)
+        for epoch in np.unique(epochs):
+            now = epochs == epoch
+            rows[now] = self._epoch(int(epoch))[places[now]]
         return rows, epochs.astype(np.int32)
 
 
@@ -108,7 +114,13 @@ class _Ordered:
         if indices is not None:
             rows = np.asarray(indices, np.int32)
             if not len(rows) or rows.min() < 0 or rows.max() >= len(split):
-                raise ValueError(f"indices must be rows of {split.where}, at least one")
+                raise ValueError(
+                    f"indices must be rows of {split.where}, at least one of 0 to {len(split) - 1}"
+                )
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        if not 0 <= seed < 2**32:
+            raise ValueError(f"seed must be in [0, 2^32), got {seed}")
         if batch_size > len(rows):
             raise ValueError(
                 f"batch_size={batch_size} is larger than {split.where}, which has {len(rows)} "
@@ -117,7 +129,7 @@ class _Ordered:
         process = jax.process_index() if process is None else process
         processes = jax.process_count() if processes is None else processes
         self._augment = augmentations(augment)
-        self._split, self._seed = split, int(seed)
+        self._split, self._seed, self._rows = split, int(seed), rows
         self._mix = any(a.name == "mixup" for a in self._augment)
         self._order = Order(rows, batch_size, self._seed, process, processes)
         self._all = np.ones(batch_size // processes, bool)
@@ -128,7 +140,8 @@ class _Ordered:
         rows, epochs = self._order(step)
         item = {"row": rows, "epoch": epochs, "seed": np.uint32(self._seed), "where": self._all}
         if self._mix:
-            item["partner"] = partners(self._seed, epochs, rows, len(self._split))
+            # Of the rows that take part: no other example may enter the batch.
+            item["partner"] = self._rows[partners(self._seed, epochs, rows, len(self._rows))]
         return item
 
 
@@ -169,10 +182,9 @@ class Host(_Ordered):
         return item
 
     def _stack(self, rows: np.ndarray) -> dict[str, np.ndarray]:
-        records = [self._split[int(row)] for row in rows]
-        stacked = {name: np.stack([r[name] for r in records]) for name in records[0]}
+        stacked = {n: x for n, x in self._split.stack(rows).items() if x.dtype.kind in "biuf"}
         for name, x in stacked.items():
-            check_finite(x, f"{self._split.where}, field {name}, rows {rows.tolist()}")
+            check_finite(x, f"{self._split.where}, field {name}", rows)
         return stacked
 
 
@@ -211,12 +223,12 @@ class Iterated:
     def items(self, start: int = 0, state: dict | None = None) -> _Position:
         if start and state is None:
             raise ValueError(f"a stateful stream cannot begin at step {start} without its state")
-        return _Position(iter(self._dataset), state)
+        return _Position(iter(self._dataset), state, self.batch_size // jax.process_count())
 
 
 class _Position:
-    def __init__(self, iterator: Any, state: dict | None):
-        self._iterator = iterator
+    def __init__(self, iterator: Any, state: dict | None, examples: int):
+        self._iterator, self._examples = iterator, examples
         if state is not None:
             iterator.set_state(json.loads(state["grain"]))
 
@@ -224,7 +236,14 @@ class _Position:
         return self
 
     def __next__(self) -> Item:
-        return next(self._iterator)
+        item = next(self._iterator)
+        for name, x in item.items():
+            if np.ndim(x) and len(x) != self._examples:
+                raise ValueError(
+                    f"the iterator gave {len(x)} examples of {name!r}, its batch size on this "
+                    f"process is {self._examples}"
+                )
+        return item
 
     def state(self) -> dict:
         """Where the iterator is, after the item last returned."""
@@ -285,7 +304,7 @@ def sequential(
     std: Sequence[float] | None = None,
 ) -> Sequential:
     """Every example once, for evaluation; `where` is False where the last batch is padded."""
-    if batch_size % jax.process_count():
+    if batch_size < 1 or batch_size % jax.process_count():
         raise ValueError(
             f"batch_size={batch_size} is not a multiple of the {jax.process_count()} processes"
         )
@@ -293,7 +312,8 @@ def sequential(
 
 
 def _record(table, item):
-    return item
+    examples = next(len(x) for x in item.values() if jnp.ndim(x))
+    return {"where": jnp.ones(examples, bool)} | item
 
 
 def iterator(
@@ -302,10 +322,15 @@ def iterator(
     """A Grain dataset that has state (packing, remote sources), checkpointed with the run.
 
     Args:
-      dataset: yields items: dicts of arrays that lead with the batch axis; endless.
-      batch_size: of its items.
-      assemble: `(table, item) -> batch`, part of the compiled step; the table is empty.
+      dataset: yields this process's items: dicts of arrays that lead with the batch axis; endless.
+      batch_size: of the global batch.
+      assemble: `(table, item) -> batch`, part of the compiled step; the table is empty. Default:
+        the item as it is, every example counted.
     """
+    if batch_size < 1 or batch_size % jax.process_count():
+        raise ValueError(
+            f"batch_size={batch_size} is not a multiple of the {jax.process_count()} processes"
+        )
     return Iterated(dataset, batch_size, assemble)
 
 

@@ -134,7 +134,14 @@ BAD = {
         "batch_size=1258 of the student is larger than the train split of 'digits', which has 1257",
     ),
     "validation": (_set("validate_every", 0), "validate_every must be at least 1, got 0"),
-    "augmentation": (_set("student.training.augment", ("flipp",)), "flip"),
+    "augmentation": (
+        _set("student.training.augment", ("flipp",)),
+        r"config\.student\.training: .*'flipp'.*'flip'",
+    ),
+    "type": (
+        _set("student.training.steps", "many"),
+        r"config\.student\.training: .*'str' and 'int'",
+    ),
 }
 
 

@@ -1,10 +1,19 @@
 """One tiny task for all methods: shared networks, so that compiled programs are shared."""
 
+import jax
 import pytest
 
 from kdjax import data, networks
 from kdjax.methods.task import Task
 from kdjax.training.optimizers import Training
+
+
+@pytest.fixture(autouse=True, scope="module")
+def fast_compilation():
+    """Most of the time goes into compiling programs that run a few steps."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,7 @@ class Mnist5k(PackagedBuilder):
     SHAPE = (28, 28, 1)
     CLASS_NAMES = tuple("0123456789")
     SIZES = (500, 1000)
+    DIGEST = "080b78870a7c56a7"
     DESCRIPTION = "The first 500 of each digit of MNIST's training set (LeCun et al. 1998)."
 
     @staticmethod

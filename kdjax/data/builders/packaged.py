@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import hashlib
 import importlib.util
 import io
 import logging
-import os
 import pathlib
 from collections.abc import Iterator
 
 import numpy as np
 import tensorflow_datasets as tfds
 
+from kdjax.data.prepared import alone, data_dir
 from kdjax.data.source import stratified
 
 SPLIT_SEED = 0
@@ -22,8 +22,8 @@ SPLIT_SEED = 0
 class PackagedBuilder(tfds.core.GeneratorBasedBuilder):
     """A data set whose pixels lie in an installed package.
 
-    A subclass gives `SHAPE`, `CLASS_NAMES`, `SIZES` (validation, test), `PACKAGE`, `DESCRIPTION`
-    and `read()`.
+    A subclass gives `SHAPE`, `CLASS_NAMES`, `SIZES` (validation, test), `DIGEST` (of what `read`
+    must return, so that the splits are the same everywhere), `DESCRIPTION` and `read()`.
     """
 
     VERSION = tfds.core.Version("1.0.0")
@@ -31,6 +31,7 @@ class PackagedBuilder(tfds.core.GeneratorBasedBuilder):
     SHAPE: tuple[int, int, int]
     CLASS_NAMES: tuple[str, ...]
     SIZES: tuple[int, int]
+    DIGEST: str
     DESCRIPTION: str
 
     @staticmethod
@@ -49,6 +50,11 @@ class PackagedBuilder(tfds.core.GeneratorBasedBuilder):
 
     def _split_generators(self, download_manager):
         images, labels = self.read()
+        if digest(images, labels) != self.DIGEST:
+            raise ValueError(
+                f"{self.name}: the installed package holds other data than this version of the "
+                "data set was made of"
+            )
         validation, test, train = stratified(labels, self.SIZES, SPLIT_SEED)
         parts = {"train": train, "validation": validation, "test": test}
         return {name: self._examples(images, labels, rows) for name, rows in parts.items()}
@@ -70,23 +76,25 @@ def require(module: str, package: str) -> pathlib.Path:
     return pathlib.Path(spec.submodule_search_locations[0])
 
 
-def data_dir() -> pathlib.Path:
-    """Where prepared data sets lie: `KDJAX_DATA_DIR`, or a folder in the user's cache."""
-    default = pathlib.Path.home() / ".cache" / "kdjax" / "data"
-    return pathlib.Path(os.environ.get("KDJAX_DATA_DIR", default))
+def digest(images: np.ndarray, labels: np.ndarray) -> str:
+    """A fingerprint of images uint8 and labels, in their order."""
+    hashed = hashlib.sha256(str(images.shape).encode())
+    hashed.update(images.astype(np.uint8).tobytes())
+    hashed.update(labels.astype(np.int64).tobytes())
+    return hashed.hexdigest()[:16]
 
 
 def prepare(builder: type[PackagedBuilder]) -> PackagedBuilder:
     """The builder, its data prepared; of several processes one prepares and the others wait."""
     folder = data_dir()
-    folder.mkdir(parents=True, exist_ok=True)
     made = builder(data_dir=str(folder), file_format="array_record")
-    with (folder / f".{made.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not pathlib.Path(made.data_dir).exists():
-            with _quiet():
-                made.download_and_prepare()
-            made = builder(data_dir=str(folder), file_format="array_record")
+    prepared = pathlib.Path(made.data_dir)  # TFDS renames a finished folder to this
+    if not prepared.exists():
+        with alone(folder / made.name):
+            if not prepared.exists():
+                with _quiet():
+                    made.download_and_prepare()
+        made = builder(data_dir=str(folder), file_format="array_record")
     return made
 
 
