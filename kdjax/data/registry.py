@@ -85,11 +85,21 @@ def from_tfds(name: str, *, splits: Sequence[tuple] = (), data_dir: str | None =
         "train[90%:]"), ("test", "test"))`. Default: their splits; what is missing of validation
         and test is carved out of train.
       data_dir: where TFDS keeps its data.
+
+    Raises:
+      ModuleNotFoundError: the data set is not prepared yet, and only TensorFlow can encode it.
+      ValueError: no train split, no image or label, a label outside the classes.
     """
     import tensorflow_datasets as tfds
 
     builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
-    builder.download_and_prepare()
+    try:
+        builder.download_and_prepare()
+    except ModuleNotFoundError as error:  # it writes images as TensorFlow encodes them
+        raise ModuleNotFoundError(
+            f"tfds:{name} can be read but not prepared without TensorFlow: prepare it where there "
+            "is one, with file_format='array_record', and give its data_dir"
+        ) from error
     wanted = dict(splits) or {
         s: s for s in ("train", "validation", "test") if s in builder.info.splits
     }
@@ -107,11 +117,11 @@ def _dataset(name: str, builder, wanted: dict[str, str]) -> Dataset:
     names = tuple(features["label"].names)
     splits = {}
     for split, theirs in wanted.items():
+        where = f"{name}/{split}"
+        if not builder.info.splits[theirs].num_examples:
+            raise ValueError(f"{where} is empty: it is {theirs!r}")
         source = builder.as_data_source(split=theirs)
-        splits[split] = Split(
-            _Records(source, f"{name}/{split}", len(names)) if len(source) else [],
-            f"{name}/{split}",
-        )
+        splits[split] = Split(_Records(source, where, len(names)), where)
     return Dataset(name, carve(splits, name), names)
 
 

@@ -32,7 +32,10 @@ def npz(path: str, *, fields: Mapping[str, str] | Sequence[Sequence[str]] = ()) 
     """
     place = _existing(path)
     try:
-        with np.load(place, allow_pickle=False) as file:
+        with place.open("rb") as opened:
+            file = np.load(opened, allow_pickle=False)
+            if not isinstance(file, np.lib.npyio.NpzFile):
+                raise ValueError("it is one array, not a .npz of several")
             held = {name: name for name in file.files}
             for ours, theirs in dict(fields).items():
                 if theirs not in held:

@@ -138,10 +138,6 @@ BAD = {
         _set("student.training.augment", ("flipp",)),
         r"config\.student\.training: .*'flipp'.*'flip'",
     ),
-    "type": (
-        _set("student.training.steps", "many"),
-        r"config\.student\.training: .*'str' and 'int'",
-    ),
 }
 
 
