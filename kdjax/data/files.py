@@ -169,6 +169,8 @@ def _folder(place: pathlib.Path) -> _Files:
         name = entry.relative_to(place).as_posix()
         if not entry.resolve().is_relative_to(root):
             raise ValueError(f"{place.name}: {name} leads out of the folder")
+        if not entry.exists():
+            raise ValueError(f"{place.name}: {name} is a link to nothing")
         if entry.is_dir():
             stamps[name + "/"] = None
         else:
@@ -182,19 +184,23 @@ def _archive(place: pathlib.Path) -> _Files:
         raise ValueError(f"{place.name} is neither a folder nor a zip")
     stamps: dict[str, object] = {}
     folders: set[str] = set()
-    with zipfile.ZipFile(place) as archive:
-        for info in archive.infolist():
-            name, parts = info.filename, info.filename.rstrip("/").split("/")
-            if name.startswith("/") or ".." in parts or ":" in parts[0] or "\\" in name:
-                raise ValueError(f"{place.name}: {name!r} leads out of the archive")
-            if "" in parts or "." in parts:
-                raise ValueError(f"{place.name}: {name!r} is no plain path")
-            if stat.S_ISLNK(info.external_attr >> 16):
-                raise ValueError(f"{place.name}: {name!r} is a link")
-            if name in stamps:
-                raise ValueError(f"{place.name}: {name!r} occurs twice")
-            stamps[name] = (info.CRC, info.file_size)
-            folders |= {"/".join(parts[:i]) + "/" for i in range(1, len(parts))}
+    try:
+        with zipfile.ZipFile(place) as archive:
+            listed = archive.infolist()
+    except zipfile.BadZipFile as error:
+        raise ValueError(f"{place.name} is a broken zip ({error})") from error
+    for info in listed:
+        name, parts = info.filename, info.filename.rstrip("/").split("/")
+        if name.startswith("/") or ".." in parts or ":" in parts[0] or "\\" in name:
+            raise ValueError(f"{place.name}: {name!r} leads out of the archive")
+        if "" in parts or "." in parts:
+            raise ValueError(f"{place.name}: {name!r} is no plain path")
+        if stat.S_ISLNK(info.external_attr >> 16):
+            raise ValueError(f"{place.name}: {name!r} is a link")
+        if name in stamps:
+            raise ValueError(f"{place.name}: {name!r} occurs twice")
+        stamps[name] = (info.CRC, info.file_size)
+        folders |= {"/".join(parts[:i]) + "/" for i in range(1, len(parts))}
     local = threading.local()  # a ZipFile has one position in its file; every thread opens its own
 
     def read(name: str) -> bytes:
@@ -246,6 +252,8 @@ def _decode_all(part: pathlib.Path, place, images: Sequence[str], files: _Files)
 
         def pixels(name: str) -> np.ndarray:
             image = decode(files.read(name), name, place.name)
+            # Alpha is dropped. So is a transparent palette, of which Pillow would warn.
+            image.info.pop("transparency", None)
             return np.asarray(image.convert("L" if grey else "RGB"))
 
         shape = (len(images), size[1], size[0], 1 if grey else 3)
