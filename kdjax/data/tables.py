@@ -25,9 +25,12 @@ def npz(path: str, *, fields: Mapping[str, str] | Sequence[Sequence[str]] = ()) 
       path: the file; nothing in it is unpickled.
       fields: pairs of (ours, theirs), e.g. `{"train_images": "x_tr"}`, where names differ.
 
+    A boolean array `test` beside one pair of arrays marks the rows that are the test split.
+
     Raises:
       FileNotFoundError: there is nothing at `path`.
-      ValueError: no arrays of these names, arrays of objects, a number that is not finite, labels
+      ValueError: a `test` that does not mark rows of one pair, no arrays of these names,
+        arrays of objects, a number that is not finite, labels
         that are no classes 0, 1, ... with training examples each.
     """
     place = _existing(path)
@@ -49,8 +52,19 @@ def npz(path: str, *, fields: Mapping[str, str] | Sequence[Sequence[str]] = ()) 
                     f"it holds {sorted(held)}"
                 )
             pairs = {s: (file[p[0]], file[p[1]]) for s, p in names.items() if p is not None}
+            marked = file[held["test"]] if "test" in held else None
     except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{place.name} cannot be used: {error}") from error
+    if marked is not None:
+        images, labels = pairs["train"]
+        if set(pairs) != {"train"} or marked.dtype != bool or marked.shape != labels.shape:
+            raise ValueError(
+                f"{place.name}: 'test' must be booleans {list(labels.shape)} beside one pair of "
+                f"arrays, got {marked.dtype}{list(marked.shape)} beside {sorted(pairs)}"
+            )
+        if len(images) == len(marked):
+            pairs = {"train": (images[~marked], labels[~marked])}
+            pairs["test"] = images[marked], labels[marked]
     for split, (inputs, labels) in pairs.items():
         if inputs.ndim == 0 or labels.ndim != 1 or len(inputs) != len(labels):
             raise ValueError(
