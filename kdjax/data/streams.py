@@ -51,6 +51,10 @@ def processing(
         batch = {n: x for n, x in fields.items() if n != pixels}
         batch |= {"id": item["row"], "where": item["where"]}
         if pixels is None:
+            if augment or mean is not None or std is not None:
+                raise ValueError(
+                    f"augment, mean and std are for images, but the fields are {sorted(fields)}"
+                )
             return batch
         seed, epoch = item["seed"], item["epoch"]
         batch["image"] = prepare(fields[pixels], seed, epoch, item["row"])
@@ -82,6 +86,8 @@ class Order:
             raise ValueError(
                 f"batch_size={batch_size} is not a multiple of the {processes} processes"
             )
+        if not 0 <= process < processes:
+            raise ValueError(f"process={process} is none of the {processes} processes")
         self._rows, self._batch, self._seed = rows, batch_size, seed
         self._part = batch_size // processes
         self._first = process * self._part
@@ -112,11 +118,13 @@ class _Ordered:
     def __init__(self, split, batch_size, seed, indices, augment, mean, std, process, processes):
         rows = np.arange(len(split), dtype=np.int32)
         if indices is not None:
-            rows = np.asarray(indices, np.int32)
-            if not len(rows) or rows.min() < 0 or rows.max() >= len(split):
+            rows = np.asarray(indices)
+            fit = rows.ndim == 1 and rows.size and rows.dtype.kind in "iu"  # a mask is no rows
+            if not fit or rows.min() < 0 or rows.max() >= len(split):
                 raise ValueError(
                     f"indices must be rows of {split.where}, at least one of 0 to {len(split) - 1}"
                 )
+            rows = rows.astype(np.int32)
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         if not 0 <= seed < 2**32:

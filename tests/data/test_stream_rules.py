@@ -212,6 +212,23 @@ REFUSED = {
     "no batch": (lambda s: data.resident(s, 0, seed=0), "batch_size must be at least 1, got 0"),
     "seed": (lambda s: data.resident(s, 4, seed=-1), r"seed must be in \[0, 2\^32\), got -1"),
     "rows": (lambda s: data.host(s, 1, seed=0, indices=[-1]), "indices must be rows of toy"),
+    "a mask": (
+        lambda s: data.resident(s, 1, seed=0, indices=np.arange(40) < 9),
+        "indices must be rows of toy",
+    ),
+    "no integers": (
+        lambda s: data.host(s, 1, seed=0, indices=[1.5]),
+        "indices must be rows of toy",
+    ),
+    "a table": (lambda s: data.host(s, 1, seed=0, indices=[[1, 2]]), "indices must be rows of toy"),
+    "wrapped": (
+        lambda s: data.host(s, 1, seed=0, indices=[2**32 + 3]),
+        "indices must be rows of toy",
+    ),
+    "process": (
+        lambda s: data.resident(s, 8, seed=0, process=2, processes=2),
+        "process=2 is none of the 2 processes",
+    ),
     "subset": (
         lambda s: data.resident(s, 5, seed=0, indices=[1, 2, 3]),
         "batch_size=5 is larger than toy, which has 3 examples",
@@ -243,6 +260,15 @@ def test_options_that_cannot_be_meant_are_refused(case, split):
     make, message = REFUSED[case]
     with pytest.raises(ValueError, match=message):
         make(split)
+
+
+@pytest.mark.parametrize("options", [{"augment": ("flip",)}, {"mean": (0.5,)}, {"std": (0.5,)}])
+@pytest.mark.parametrize("make", [data.resident, data.host])
+def test_what_is_for_images_is_refused_where_there_are_none(make, options):
+    vectors = Split.of({"input": np.zeros((8, 3), np.float32), "label": np.zeros(8, int)}, "toy")
+    message = r"augment, mean and std are for images, but the fields are \['input', 'label'\]"
+    with pytest.raises(ValueError, match=message):
+        batches(make(vectors, 4, seed=0, **options), 1)
 
 
 def test_noise_has_the_standard_deviation_that_is_asked_for():

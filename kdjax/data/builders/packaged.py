@@ -94,8 +94,8 @@ def prepare(builder: type[PackagedBuilder]) -> PackagedBuilder:
             if not prepared.exists():
                 with _quiet():
                     made.download_and_prepare()
-        made = builder(data_dir=str(folder), file_format="array_record")
-    return made
+    # Made anew: `made` may be older than what another process has prepared since.
+    return builder(data_dir=str(folder), file_format="array_record")
 
 
 @contextlib.contextmanager
