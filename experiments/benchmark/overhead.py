@@ -118,15 +118,10 @@ def method(task: Task, module, config, variables) -> Callable[[int], float]:
     taught = dataclasses.replace(task.with_teacher(variables), validate_every=10**9)
 
     def block(steps: int) -> float:
-        training = dataclasses.replace(task.training["student"], steps=steps)
-        once = dataclasses.replace(taught, training={**task.training, "student": training})
-
         def recipe():
-            # Without validation: what is timed is the step.
-            node = None
-            made = module.recipe(once, config)
-            node = made.send(None)
-            return (yield dataclasses.replace(node, validation=None))
+            # Without validation: what is timed is the step. Of any length: one program.
+            node = module.recipe(taught, config).send(None)
+            return (yield dataclasses.replace(node, validation=None, steps=steps))
 
         began = time.perf_counter()
         run(recipe(), settings=Settings(log_every=50))
