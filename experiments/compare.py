@@ -3,7 +3,7 @@
     python -m experiments.compare --config=configs/mnist/compare.py --workdir=runs/compare
 
 Within a seed every method has the same teacher, the same initial student and the same batches in
-the same order. Seeds train together under `vmap`. The records of `results/` hold the accuracy
+the same order; where `config.vmap` is set all seeds train together. The records hold the accuracy
 after the last step and where the validation split was best, never the best on the test split.
 """
 

@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import pathlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
 import ml_collections
 from absl import app, flags, logging
 from jax.sharding import PartitionSpec
 
 from kdjax import data, methods, networks
 from kdjax.methods.task import Task
-from kdjax.training import CheckpointError, Layout, NonFiniteLoss, Settings, make_mesh
+from kdjax.training import (
+    CheckpointError,
+    Layout,
+    NonFiniteLoss,
+    Settings,
+    load_variables,
+    make_mesh,
+)
 from kdjax.training.optimizers import Training
 
 FIELDS = (
@@ -62,6 +71,7 @@ def defaults() -> ml_collections.ConfigDict:
 
 
 def only(where: str, given: Mapping[str, Any], known: Sequence[str]) -> None:
+    """Refuses a field that is not known, with the nearest one that is."""
     for name in given:
         if name not in known:
             raise ConfigError(f"{where} has no field {name!r}{methods.nearest(name, known)}")
@@ -114,7 +124,10 @@ def dataset(fields: Mapping[str, Any]) -> data.Dataset:
 
 
 def task(config: ml_collections.ConfigDict, found: data.Dataset | None = None) -> Task:
-    """The task of a config; `found` spares reading the data set again."""
+    """The task of a config, its teacher given where the config names a checkpoint.
+
+    `found` spares reading the data set again.
+    """
     only("config", config, FIELDS)
     found = found or dataset(config.data)
     nets, training = {}, {}
@@ -128,7 +141,7 @@ def task(config: ml_collections.ConfigDict, found: data.Dataset | None = None) -
         except (ValueError, TypeError) as error:
             raise ConfigError(f"config.{role}.network: {error}") from error
         training[role] = _training(f"config.{role}.training", fields["training"])
-    return Task(
+    made = Task(
         found,
         nets,
         training,
@@ -138,6 +151,10 @@ def task(config: ml_collections.ConfigDict, found: data.Dataset | None = None) -
         std=tuple(config.data.get("std", ())) or None,
         cache_teacher=config.teacher.cached,
     )
+    if not config.teacher.checkpoint:
+        return made
+    shapes = jax.eval_shape(lambda: made.variables("teacher"))
+    return made.with_teacher(load_variables(pathlib.Path(config.teacher.checkpoint), shapes))
 
 
 def settings(config: ml_collections.ConfigDict, **changes: Any) -> Settings:
@@ -179,8 +196,6 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 def claim(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
     """Makes `workdir` this config's, or refuses one that belongs to another config."""
-    import json
-
     path = workdir / "config.json"
     new = json.loads(json.dumps(plain(config)))
     if path.exists():
@@ -220,7 +235,13 @@ def launch(main: Callable[[Sequence[str]], Any]) -> None:
         logging.set_verbosity(logging.WARNING)
         try:
             return main(argv)
-        except (ValueError, FileNotFoundError, NonFiniteLoss, CheckpointError) as error:
+        except (
+            ValueError,
+            FileNotFoundError,
+            ImportError,
+            NonFiniteLoss,
+            CheckpointError,
+        ) as error:
             if os.environ.get("KDJAX_TRACEBACK"):
                 raise
             _fail(" ".join(str(error).split()))

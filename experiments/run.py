@@ -20,7 +20,7 @@ from experiments import configuration
 from kdjax import evaluation
 from kdjax.methods import supervised
 from kdjax.methods.task import Task
-from kdjax.training import Display, load_variables, read_metrics, run, save_variables
+from kdjax.training import Display, read_metrics, run, save_variables
 
 CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lies; started again, it goes on.")
@@ -64,10 +64,6 @@ def main(argv: Sequence[str]) -> None:
     settings = configuration.settings(config)
     for role, training in task.training.items():
         settings.layout.check_batch(f"train of the {role}", training.batch_size)
-    if config.teacher.checkpoint:
-        shapes = jax.eval_shape(lambda: task.variables("teacher"))
-        given = load_variables(pathlib.Path(config.teacher.checkpoint), shapes)
-        task = task.with_teacher(given)
     configuration.claim(workdir, config)
 
     display = Display()
