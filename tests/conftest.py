@@ -1,6 +1,10 @@
 """Prepared data sets of the tests lie in the checkout's test cache, not in the user's."""
 
 import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))  # for the tables in tests/kernels
 
 
 def pytest_configure(config):

@@ -1,0 +1,1 @@
+"""Tables of the kernels: what the goldens record of them, and examples of their use."""

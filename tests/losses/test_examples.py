@@ -1,0 +1,259 @@
+"""What holds for every kernel that has an example in tests/kernels/examples."""
+
+import functools
+import inspect
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import beartype
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import jaxtyped
+from kernels.examples import EXAMPLES
+
+HERE = Path(__file__).parent
+JITTED = [name for name, example in EXAMPLES.items() if example.jitted]
+every_kernel = pytest.mark.parametrize("name", JITTED)
+
+
+def arguments(name, seed=0):
+    return EXAMPLES[name].arguments(np.random.default_rng(seed))
+
+
+def call(name, arrays):
+    example = EXAMPLES[name]
+    return example.kernel(**arrays, **example.options)
+
+
+def total(outputs):
+    """One number that depends on every floating output, each element with a weight of its own."""
+    result = 0.0
+    for leaf in jax.tree.leaves(outputs):
+        if jnp.issubdtype(leaf.dtype, jnp.floating):
+            leaf = leaf.astype(jnp.float32)
+            weights = jnp.cos(jnp.arange(leaf.size, dtype=leaf.dtype)).reshape(leaf.shape)
+            # A class that is impossible is -inf, and has no gradient.
+            result += jnp.sum(jnp.where(jnp.isinf(leaf), 0.0, weights * leaf))
+    return result
+
+
+@functools.cache
+def compiled(name):
+    """(outputs, gradients in every floating argument), compiled."""
+
+    def run(arrays):
+        floats = {k: v for k, v in arrays.items() if jnp.issubdtype(v.dtype, jnp.floating)}
+
+        def weighed(floats):
+            outputs = call(name, {**arrays, **floats})
+            return total(outputs), outputs
+
+        (_, outputs), gradients = jax.value_and_grad(weighed, has_aux=True)(floats)
+        return outputs, gradients
+
+    return jax.jit(run)
+
+
+def assert_trees_close(actual, expected, rtol=2e-5, scale=1e-6):
+    """Equal to rtol, or to `scale` of the largest element: sums may be taken in another order."""
+    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        finite = np.asarray(b)[np.isfinite(b)]
+        largest = np.max(np.abs(finite), initial=1e-30)
+        np.testing.assert_allclose(a, b, rtol=rtol, atol=scale * float(largest))
+
+
+@every_kernel
+def test_compiled_rematerialised_and_mapped_agree_with_eager(name):
+    arrays = {k: jnp.asarray(v) for k, v in arguments(name).items()}
+    outputs, gradients = compiled(name)(arrays)
+    assert_trees_close(outputs, call(name, arrays))
+
+    def rematerialised(wanted):
+        return total(jax.checkpoint(lambda w: call(name, {**arrays, **w}))(wanted))
+
+    wanted = {k: arrays[k] for k in EXAMPLES[name].differentiated}
+    again = jax.jit(jax.grad(rematerialised))(wanted)
+    assert_trees_close(again, {k: gradients[k] for k in wanted}, rtol=1e-4, scale=1e-5)
+    other = {k: jnp.asarray(v) for k, v in arguments(name, seed=1).items()}
+    both = jax.tree.map(lambda *x: jnp.stack(x), arrays, other)
+    mapped = jax.jit(jax.vmap(lambda a: call(name, a)))(both)
+    assert_trees_close(jax.tree.map(lambda x: x[0], mapped), outputs)
+    assert_trees_close(jax.tree.map(lambda x: x[1], mapped), compiled(name)(other)[0])
+
+
+@every_kernel
+def test_outputs_are_float32_whatever_comes_in(name):
+    arrays = arguments(name)
+    for dtype in (jnp.bfloat16, jnp.float16):
+        half = {
+            k: jax.ShapeDtypeStruct(v.shape, dtype if v.dtype == np.float32 else v.dtype)
+            for k, v in arrays.items()
+        }
+        outputs, gradients = jax.eval_shape(compiled(name), half)
+        for leaf in jax.tree.leaves(outputs):
+            assert not jnp.issubdtype(leaf.dtype, jnp.floating) or leaf.dtype == jnp.float32
+        assert all(leaf.dtype == dtype for leaf in gradients.values())
+
+
+@every_kernel
+def test_gradients_flow_where_the_signature_says_and_nowhere_else(name):
+    example = EXAMPLES[name]
+    _, gradients = compiled(name)(arguments(name))
+    for argument, gradient in gradients.items():
+        assert np.all(np.isfinite(gradient)), argument
+        if argument in example.stopped or argument.startswith("teacher"):
+            assert np.all(gradient == 0), f"a gradient reaches {argument}"
+        elif argument in example.differentiated:
+            assert np.any(gradient != 0), f"no gradient reaches {argument}"
+    unknown = {*example.differentiated, *example.stopped} - set(gradients)
+    assert not unknown, unknown
+
+
+@pytest.mark.parametrize(
+    "name", [k for k in JITTED if EXAMPLES[k].differentiated and EXAMPLES[k].sloped]
+)
+def test_gradient_is_the_slope(name):
+    with jax.enable_x64(True):
+        arrays = {
+            k: jnp.asarray(v, jnp.float64 if v.dtype == np.float32 else None)
+            for k, v in arguments(name).items()
+        }
+        generator = np.random.default_rng(2)
+        wanted = EXAMPLES[name].differentiated
+        direction = {k: jnp.asarray(generator.normal(size=arrays[k].shape)) for k in wanted}
+
+        def along(step):
+            moved = {k: arrays[k] + step * direction[k] for k in wanted}
+            return sum(
+                jnp.vdot(jnp.cos(jnp.arange(leaf.size)), jnp.where(jnp.isinf(leaf), 0, leaf))
+                for leaf in jax.tree.leaves(call(name, {**arrays, **moved}))
+                if jnp.issubdtype(leaf.dtype, jnp.floating)
+            )
+
+        along = jax.jit(along)
+        slope = jax.jvp(along, (0.0,), (1.0,))[1]
+        measured = (along(1e-5) - along(-1e-5)) / 2e-5
+        np.testing.assert_allclose(slope, measured, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", [k for k in JITTED if EXAMPLES[k].extreme])
+def test_extreme_arguments_have_finite_values_and_gradients(name):
+    example = EXAMPLES[name]
+    for seed in range(8):
+        generator = np.random.default_rng(seed)
+        arrays = arguments(name, seed)
+        for argument in example.extreme:
+            shape = arrays[argument].shape
+            arrays[argument] = generator.choice(
+                np.array([-1e4, -30.0, 0.0, 1.0, 1e4], np.float32), shape
+            )
+        for dtype in (jnp.bfloat16, jnp.float16):
+            rounded = {
+                k: jnp.asarray(v).astype(dtype).astype(jnp.float32) if k in example.extreme else v
+                for k, v in arrays.items()
+            }
+            outputs, gradients = compiled(name)(rounded)
+            for leaf in jax.tree.leaves(outputs):
+                assert not np.any(np.isnan(leaf)), (seed, dtype, leaf)
+            for argument, gradient in gradients.items():
+                assert np.all(np.isfinite(gradient)), (seed, dtype, argument)
+
+
+@pytest.mark.parametrize("name", [k for k in JITTED if EXAMPLES[k].masked])
+def test_what_the_mask_hides_is_exactly_nothing(name):
+    arrays = arguments(name)
+    assert not np.all(arrays["where"]), "nothing is masked in the example"
+    clean, gradients = compiled(name)(arrays)
+    for poison in (np.nan, np.inf):
+        spoilt = dict(arrays)
+        for argument, index in EXAMPLES[name].masked.items():
+            spoilt[argument] = arrays[argument].copy()
+            spoilt[argument][index] = poison
+        outputs, of_spoilt = compiled(name)(spoilt)
+        jax.tree.map(np.testing.assert_array_equal, outputs, clean)
+        for argument, index in EXAMPLES[name].masked.items():
+            assert np.all(of_spoilt[argument][index] == 0), argument
+        jax.tree.map(np.testing.assert_array_equal, of_spoilt, gradients)
+
+
+@every_kernel
+def test_annotated_shapes_hold(name):
+    example = EXAMPLES[name]
+    checked = jaxtyped(typechecker=beartype.beartype)(example.kernel)
+    checked(**{k: jnp.asarray(v) for k, v in arguments(name).items()}, **example.options)
+
+
+@pytest.mark.parametrize(
+    ("name", "refused"),
+    [
+        pytest.param(name, refused, id=f"{name}-{number}")
+        for name, example in EXAMPLES.items()
+        for number, refused in enumerate(example.refused)
+    ],
+)
+def test_bad_arguments_are_refused(name, refused):
+    example = EXAMPLES[name]
+    with pytest.raises(refused.error, match=refused.message):
+        example.kernel(**{**arguments(name), **example.options, **refused.changes})
+
+
+def test_public_functions_say_what_they_take_and_return():
+    for name, example in EXAMPLES.items():
+        documentation = inspect.getdoc(example.kernel) or ""
+        for part in ("Args:", "Returns:", "Source:", ">>>"):
+            assert part in documentation, f"{name} has no {part!r}"
+        for argument in arguments(name):
+            assert f"{argument}" in documentation, f"{name} does not tell of {argument}"
+
+
+SHARDED = [name for name in JITTED if EXAMPLES[name].batched]
+
+
+def sharded_differences():
+    """{kernel: error} of those that differ on eight devices from one; run in a process of its own."""
+    mesh = Mesh(np.array(jax.devices()), ("data",))
+    errors = {}
+    for name in SHARDED:
+        arrays = arguments(name)
+
+        def place(argument, array, name=name):
+            cut = argument in EXAMPLES[name].batched
+            return jax.device_put(
+                jnp.asarray(array),
+                NamedSharding(mesh, PartitionSpec("data") if cut else PartitionSpec()),
+            )
+
+        try:
+            batch = {k: v for k, v in arrays.items() if k in EXAMPLES[name].batched}
+            wider = {
+                k: np.concatenate([v] + [arguments(name, s)[k] for s in range(1, 8)])
+                for k, v in batch.items()
+            }
+            arrays = {**arrays, **wider}
+            one = jax.device_get(compiled(name)(arrays))
+            eight = compiled(name)({k: place(k, v) for k, v in arrays.items()})
+            assert_trees_close(jax.device_get(eight), one, rtol=1e-4, scale=1e-5)
+        except Exception as error:
+            errors[name] = str(error)[:500]
+    return errors
+
+
+def test_eight_devices_compute_what_one_does():
+    script = (
+        f"import sys, json; sys.path[:0] = [{str(HERE)!r}, {str(HERE.parent)!r}]\n"
+        "import test_examples\n"
+        "print(json.dumps(test_examples.sharded_differences()))"
+    )
+    flags = "--xla_force_host_platform_device_count=8"
+    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert json.loads(done.stdout.splitlines()[-1]) == {}
