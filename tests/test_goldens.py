@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
 from kernels.goldens import ADAPTERS
 from kernels.goldens.support import Case
 

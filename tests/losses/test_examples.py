@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import jaxtyped
+
 from kernels.examples import EXAMPLES
 
 HERE = Path(__file__).parent
@@ -216,7 +217,7 @@ SHARDED = [name for name in JITTED if EXAMPLES[name].batched]
 
 
 def sharded_differences():
-    """{kernel: error} of those that differ on eight devices from one; run in a process of its own."""
+    """{kernel: error} of those that differ on eight devices from one."""
     mesh = Mesh(np.array(jax.devices()), ("data",))
     errors = {}
     for name in SHARDED:

@@ -1,9 +1,9 @@
 """Examples of the losses on logits that are not in tests/losses/test_every_kernel.py."""
 
 import numpy as np
-from kernels.examples.example import Example, Refused, draw, normal
 
 from kdjax import losses
+from kernels.examples.example import Example, Refused, draw, normal
 
 EXAMPLES = {
     "dist": Example(
