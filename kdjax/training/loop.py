@@ -326,7 +326,7 @@ def train(
         checkpoints.save(step, state, {"pending": pending, "streams": states})
 
     display.begin(stage.name, first, stage.steps)
-    started, step = time.monotonic(), first
+    started, step, report = time.monotonic(), first, None
     try:
         for step in range(first + 1, stage.steps + 1):
             if bool(flags) and len(flags) > _LAG and bool(flags[-1 - _LAG]):
@@ -337,7 +337,9 @@ def train(
                 _stop(stage, checkpoints, save, step - 1, interrupts.signal, display)
             before = time.monotonic()
             raw = {name: next(stream) for name, stream in streams.items()}
-            waited = time.monotonic() - before
+            # While an earlier step is still computed, the data was not waited for.
+            idle = report is None or report.is_ready()
+            waited = time.monotonic() - before if idle else 0.0
             items = {name: layout.item(item, members[name]) for name, item in raw.items()}
             state, report = compiled.function(state, frozen, tables, items, steps, keys)
             if stage.program.stop is not None:
