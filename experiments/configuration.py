@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import pathlib
 import sys
@@ -77,6 +78,14 @@ def only(where: str, given: Mapping[str, Any], known: Sequence[str]) -> None:
             raise ConfigError(f"{where} has no field {name!r}{methods.nearest(name, known)}")
 
 
+def finite(where: str, fields: Mapping[str, Any]) -> None:
+    """Refuses an infinite number, or none, anywhere below: it would be found out hours later."""
+    for name, value in flatten(fields).items():
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, float) and not math.isfinite(number):
+                raise ConfigError(f"{where}.{name} must be finite, got {number}")
+
+
 def plain(value: Any) -> Any:
     """A config as plain, hashable-inside Python: dicts, tuples, numbers, strings."""
     if isinstance(value, ml_collections.ConfigDict | Mapping):
@@ -98,6 +107,7 @@ def _training(where: str, fields: Mapping[str, Any]) -> Training:
 def method(fields: Mapping[str, Any], where: str = "config.method"):
     """`(module, its Config)` of a config's `method`."""
     fields = dict(plain(fields))
+    finite(where, fields)
     name = fields.pop("name", None)
     try:
         return methods.get(str(name)), methods.configure(str(name), **fields)
@@ -129,6 +139,7 @@ def task(config: ml_collections.ConfigDict, found: data.Dataset | None = None) -
     `found` spares reading the data set again.
     """
     only("config", config, FIELDS)
+    finite("config", config)
     found = found or dataset(config.data)
     nets, training = {}, {}
     for role in ("teacher", "student"):

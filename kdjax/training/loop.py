@@ -108,10 +108,12 @@ class _Reports:
 
     def close(self, step: int) -> None:
         """Ends the window at `step`, and writes the one before it."""
+        if not self._open:
+            return
         self.write()
-        if self._open:
-            self._closed = (step, self._open, self._waited)
-            self._open, self._waited = [], 0.0
+        now = time.monotonic()
+        self._closed = (step, self._open, self._waited, now - self._time)
+        self._open, self._waited, self._time = [], 0.0, now
 
     def read(self, step: int, rows: list) -> list[np.ndarray]:
         rows = jax.device_get(rows)
@@ -137,14 +139,16 @@ class _Reports:
         self.write()
         return [row.tolist() for row in self.read(step, self._open)]
 
-    def write(self) -> None:
+    def write(self, last: bool = False) -> None:
+        """Writes the window that was ended; the last one lasts until it is computed."""
         if self._closed is None:
             return
-        (step, rows, waited), self._closed = self._closed, None
+        (step, rows, waited, seconds), self._closed = self._closed, None
         rows = self.read(step, rows)
         total = np.sum(np.asarray(rows, np.float64), axis=0)
-        now, count = time.monotonic(), len(rows)
-        seconds, self._time = max(now - self._time, 1e-9), now
+        count = len(rows)
+        if last:
+            seconds += time.monotonic() - self._time
         values: dict[str, Any] = {}
         for i, name in enumerate(self._names):
             sums, weights = total[..., i, 0], total[..., i, 1]
@@ -357,7 +361,7 @@ def train(
                 save(step)
         step = settle()
         reports.close(step)
-        reports.write()
+        reports.write(last=True)
         if validator:
             validator.write(metrics)
             if validator.last != step:

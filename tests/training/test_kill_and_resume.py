@@ -61,10 +61,11 @@ def test_many_kills_leave_no_trace(whole, tmp_path, seed):
     survives(whole, tmp_path, [k for k in kills if k[0] == "teacher"][:1] + kills[2:])
 
 
-def test_sigterm_saves_and_a_finished_run_is_only_replayed(whole, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_a_finished_run_is_only_replayed(whole, tmp_path, number):
     _, digest = whole
-    stopped = start(tmp_path, "student:37", str(int(signal.SIGTERM)))
-    assert stopped.returncode == 128 + signal.SIGTERM
+    stopped = start(tmp_path, "student:37", str(int(number)))
+    assert stopped.returncode == 128 + number
     assert "Traceback" not in stopped.stderr
     assert "saved 'student' at step 37" in stopped.stdout
     done = start(tmp_path)
