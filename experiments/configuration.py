@@ -26,6 +26,7 @@ from kdjax.training import (
     load_variables,
     make_mesh,
 )
+from kdjax.training.checkpoint import write_text
 from kdjax.training.optimizers import Training
 
 FIELDS = (
@@ -219,9 +220,7 @@ def claim(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
         return
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(".config.json")
-        temporary.write_text(json.dumps(new, indent=2) + "\n")
-        os.replace(temporary, path)
+        write_text(path, json.dumps(new, indent=2) + "\n")
     except OSError as error:
         raise ConfigError(f"--workdir {workdir} cannot be written: {error}") from error
 

@@ -75,17 +75,18 @@ def main(argv: Sequence[str]) -> None:
         settings=settings,
         display=display,
     )
-    if jax.process_index() != 0:
-        return
     models = {"teacher": teacher, "student alone": alone.last}
     if module is not supervised:
         models["distilled student"] = distilled.last
     for name, variables in models.items():
         save_variables(workdir / "weights" / name.replace(" ", "_"), variables)
     roles = {name: "teacher" if name == "teacher" else "student" for name in models}
+    predictions = {n: task.predict(roles[n], v) for n, v in models.items()}
+    if jax.process_index() != 0:
+        return
     report = evaluation.Report(
         title=f"{config.method.name} on {task.dataset.name}",
-        models={n: task.predict(roles[n], v) for n, v in models.items()},
+        models=predictions,
         labels=task.dataset.splits["test"].arrays()["label"],
         class_names=tuple(task.dataset.class_names),
         curves=evaluation.curves(read_metrics(workdir)),

@@ -205,9 +205,10 @@ class Sequential:
         self.table = device_table(split)
         self.assemble = processing((), _tuple(mean), _tuple(std), True)
 
-    def items(self) -> Iterator[Item]:
-        part = self.batch_size // jax.process_count()
-        first = part * jax.process_index()
+    def items(self, whole: bool = False) -> Iterator[Item]:
+        """This process's part of every batch, or all of it."""
+        part = self.batch_size // (1 if whole else jax.process_count())
+        first = 0 if whole else part * jax.process_index()
         for i in range(self.batches):
             at = i * self.batch_size + first + np.arange(part)
             yield {

@@ -20,7 +20,7 @@ import numpy as np
 from kdjax import losses
 from kdjax.data import Dataset, Split, resident, sequential
 from kdjax.networks import Network, logits_of
-from kdjax.training import Compute, Outcome, Program, Stage, Term, Validation, mean
+from kdjax.training import Compute, Outcome, Program, Stage, Term, Validation, gather, mean
 from kdjax.training.optimizers import Training
 
 PyTree = Any
@@ -169,11 +169,14 @@ class Task:
         )
 
     def predict(self, role: str, variables: PyTree, split: str = "test") -> np.ndarray:
-        """The logits of every example of a split, `[N, C]`, in evaluation mode."""
+        """The logits of every example of a split, `[N, C]`, in evaluation mode.
+
+        On several hosts each computes all of them; all must call it.
+        """
         stream = _sequential(self.dataset.splits[split], self.mean, self.std)
         forward = _forward(self.networks[role], stream.assemble, self.input)
-        parts = []
-        for item in stream.items():
+        variables, parts = gather(variables), []
+        for item in stream.items(whole=True):
             logits, where = forward(variables, stream.table, item)
             parts.append(np.asarray(logits)[np.asarray(where)])
         return np.concatenate(parts)
@@ -185,8 +188,9 @@ class Task:
 
 @functools.lru_cache(maxsize=64)
 def _sequential(split: Split, mean, std):
-    """One stream a split, so that its table is on the device once."""
-    return sequential(split, min(256, len(split)), mean=mean, std=std)
+    """One stream a split, so that its table is on the device once; every device gets examples."""
+    devices = jax.device_count()
+    return sequential(split, -(-min(256, len(split)) // devices) * devices, mean=mean, std=std)
 
 
 @functools.lru_cache(maxsize=64)

@@ -61,7 +61,7 @@ def from_linen(
 
     def apply(variables, *inputs, train=False, rng=None, taps=(), edits=None):
         probe = Probe(taps, edits)
-        mutable = [name for name in variables if name != "params"] if train else []
+        mutable = [key for key in variables if key != "params"] if train else []
         # Flax turns to the stream 'params' for names that it was not given.
         rngs = None if rng is None else {"dropout": rng, "params": jax.random.fold_in(rng, 1)}
 

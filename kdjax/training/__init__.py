@@ -6,7 +6,7 @@ from kdjax.training.loop import Interrupted, NonFiniteLoss, Settings
 from kdjax.training.metrics import MetricWriter, read_metrics
 from kdjax.training.population import prefixed, together
 from kdjax.training.progress import Display
-from kdjax.training.sharding import Layout, make_mesh
+from kdjax.training.sharding import Layout, gather, make_mesh
 from kdjax.training.stage import (
     Combined,
     Compute,
@@ -44,6 +44,7 @@ __all__ = [
     "Update",
     "Validation",
     "divide",
+    "gather",
     "load_variables",
     "make_mesh",
     "mean",

@@ -19,6 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from orbax.checkpoint import v1 as ocp
 
 from kdjax.training.stage import PyTree
@@ -226,15 +227,25 @@ class Checkpoints:
 
 
 def save_variables(folder: pathlib.Path, variables: PyTree) -> None:
-    """Writes one role's variables, for `load_variables`; what is there whole already stays."""
+    """Writes one role's variables, for `load_variables`; what is there whole already stays.
+
+    What is there damaged is renamed. All processes of a run must call it.
+    """
     folder = pathlib.Path(folder)
-    if folder.exists():
-        if damage(folder) is None:
-            return
-        shutil.rmtree(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    if agreed(_stays(folder) if jax.process_index() == 0 else False):
+        return
     shapes = {name: [*x.shape, str(x.dtype)] for name, x in _named(variables).items()}
     save(folder, variables, {"shapes": shapes})()
+
+
+def _stays(folder: pathlib.Path) -> bool:
+    if folder.exists() and damage(folder) is None:
+        return True
+    for path in (folder, _manifest(folder)):
+        if path.exists():
+            put_aside(path)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    return False
 
 
 def load_variables(folder: pathlib.Path, like: PyTree) -> PyTree:
@@ -264,8 +275,11 @@ def load_variables(folder: pathlib.Path, like: PyTree) -> PyTree:
     problems = [f"{what}: {', '.join(names)}" for what, names in lists.items() if names]
     if problems:
         raise ValueError(f"weights {folder} are not those of this network; {'; '.join(problems)}")
-    place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), like)
+    if jax.process_count() == 1:
+        where = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    else:
+        where = NamedSharding(Mesh(np.array(jax.devices()), ("data",)), PartitionSpec())
+    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), like)
     return ocp.load(folder.absolute(), like)
 
 

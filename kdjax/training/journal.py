@@ -147,8 +147,9 @@ def _compute(node: Compute, seed: int, place: pathlib.Path | None, display: Disp
     if place is None:
         return {name: np.asarray(x) for name, x in node.function(rng, *node.arguments).items()}
     if not _finished(place, display):
+        # On every process, for it may ask for arrays that lie on all; the first one's is kept.
+        arrays = {k: np.asarray(x) for k, x in node.function(rng, *node.arguments).items()}
         if jax.process_index() == 0:
-            arrays = {k: np.asarray(x) for k, x in node.function(rng, *node.arguments).items()}
             bad = [name for name, x in arrays.items() if x.dtype == object]
             if bad:
                 raise TypeError(f"computation {node.name!r} returned {bad[0]!r}, which is no array")

@@ -18,7 +18,7 @@ import numpy as np
 from kdjax.training.checkpoint import Checkpoints
 from kdjax.training.metrics import MetricWriter
 from kdjax.training.progress import Display
-from kdjax.training.sharding import Layout
+from kdjax.training.sharding import Layout, place
 from kdjax.training.stage import Stage
 from kdjax.training.state import State, initial
 from kdjax.training.step import (
@@ -180,7 +180,7 @@ class _Validator:
         )
         members = axes is not None and axes[2] == 0
         self._items = [layout.item(item, members) for item in validation.stream.items()]
-        self._table = jax.device_put(validation.stream.table, layout.replicated)
+        self._table = place(validation.stream.table, layout.replicated)
         self._stage, self._frozen = stage, frozen
         self._waiting: tuple | None = None
         self.last = first  # the last step that was evaluated, or the one before all
@@ -259,14 +259,14 @@ def start(stage: Stage, layout: Layout) -> State:
                 f"stage {stage.name!r} continues a stage whose optimizers or validation are of "
                 "other shapes"
             )
-        fresh = jax.tree.map(lambda x, s: jax.device_put(jnp.copy(x), s.sharding), old, like)
+        fresh = jax.tree.map(lambda x, s: place(jnp.copy(x), s.sharding), old, like)
         state = fresh._replace(step=fresh.step * 0, done=jnp.zeros_like(fresh.done))
         if state.selected:
             scores = jnp.full_like(state.selected["score"], -jnp.inf)
             state = state._replace(selected={**state.selected, "score": scores})
-        return jax.device_put(state, jax.tree.map(lambda s: s.sharding, like))
+        return place(state, jax.tree.map(lambda s: s.sharding, like))
     state = initial(stage)
-    return jax.device_put(state, layout.state(stage, state))
+    return place(state, layout.state(stage, state))
 
 
 def train(
@@ -291,9 +291,9 @@ def train(
     shardings = jax.tree.map(lambda x: x.sharding, state)
     compiled = compiled_step(stage, shardings)
     frozen = layout.frozen(stage, frozen_of(stage))
-    tables = {name: jax.device_put(s.table, layout.replicated) for name, s in stage.data.items()}
-    keys = jax.device_put(stage_keys(stage, key), layout.replicated)
-    steps = jax.device_put(jnp.int32(stage.steps), layout.replicated)
+    tables = {name: place(s.table, layout.replicated) for name, s in stage.data.items()}
+    keys = place(stage_keys(stage, key), layout.replicated)
+    steps = place(jnp.int32(stage.steps), layout.replicated)
     members = {name: bool(stage.seeds) and name not in stage.shared for name in stage.data}
     streams = {
         name: stream.items(first, extra.get("streams", {}).get(name))

@@ -8,8 +8,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, Sharding
 from jax.sharding import PartitionSpec as P
 
 from kdjax.training.stage import PyTree, Stage
@@ -39,6 +41,38 @@ def make_mesh(data: int = -1, model: int = 1, devices: Sequence[Any] | None = No
         )
     grid = np.array(devices).reshape(data, model)
     return Mesh(grid, ("data", "model"), axis_types=(AxisType.Auto, AxisType.Auto))
+
+
+def place(tree: PyTree, shardings: PyTree) -> PyTree:
+    """The arrays where one sharding, or a tree of them, says; every process brings all of them."""
+    if jax.process_count() == 1:
+        return jax.device_put(tree, shardings)
+    if isinstance(shardings, Sharding):
+        shardings = jax.tree.map(lambda _: shardings, tree)
+    return jax.tree.map(_place, tree, shardings)
+
+
+def _place(x: Any, sharding: Sharding) -> jax.Array:
+    if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+        data = _place(jax.random.key_data(x), sharding)
+        return jax.jit(jax.random.wrap_key_data, out_shardings=sharding)(data)
+    if isinstance(x, jax.Array) and not x.is_fully_addressable:
+        return jax.jit(lambda x: x, out_shardings=sharding)(x)
+    x = np.asarray(x)
+    return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+
+
+def gather(tree: PyTree) -> PyTree:
+    """The arrays whole, on every process; all processes must call it."""
+
+    def whole(x):
+        if not isinstance(x, jax.Array) or x.is_fully_addressable:
+            return x
+        if x.is_fully_replicated:
+            return np.asarray(x.addressable_data(0))
+        return multihost_utils.process_allgather(x, tiled=True)
+
+    return jax.tree.map(whole, tree)
 
 
 def _path(path) -> str:
@@ -131,9 +165,7 @@ class Layout:
     def frozen(self, stage: Stage, frozen: Mapping[str, PyTree]) -> dict[str, PyTree]:
         """Frozen roles, placed."""
         return {
-            role: jax.device_put(
-                tree, self.role(role, tree, bool(stage.seeds) and role not in stage.shared)
-            )
+            role: place(tree, self.role(role, tree, bool(stage.seeds) and role not in stage.shared))
             for role, tree in frozen.items()
         }
 
