@@ -140,6 +140,12 @@ def agreed(value: int) -> int:
     return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
 
 
+def meet(name: str) -> None:
+    """All processes wait here for each other: what the first wrote is then there for all."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
 class Checkpoints:
     """The checkpoints of one stage: saved in the background, the newest few kept.
 
@@ -236,6 +242,7 @@ def save_variables(folder: pathlib.Path, variables: PyTree) -> None:
         return
     shapes = {name: [*x.shape, str(x.dtype)] for name, x in _named(variables).items()}
     save(folder, variables, {"shapes": shapes})()
+    meet(f"weights {folder.name}")
 
 
 def _stays(folder: pathlib.Path) -> bool:

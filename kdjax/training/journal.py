@@ -17,7 +17,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
 from kdjax.training.checkpoint import (
     CheckpointError,
@@ -25,6 +24,7 @@ from kdjax.training.checkpoint import (
     agreed,
     damage,
     load,
+    meet,
     put_aside,
     read_manifest,
     save,
@@ -156,7 +156,7 @@ def _compute(node: Compute, seed: int, place: pathlib.Path | None, display: Disp
             place.mkdir()
             np.savez(place / "arrays.npz", **arrays)
             write_manifest(place, name=node.name, kind="compute")
-        _together(node.name)
+        meet(node.name)
     with np.load(place / "arrays.npz", allow_pickle=False) as file:
         return {name: file[name] for name in file.files}
 
@@ -182,7 +182,7 @@ def _stage(node, key, place, folder, settings, metrics, display, interrupts) -> 
             ) from error
         if jax.process_index() == 0:
             shutil.rmtree(at, ignore_errors=True)
-        _together(node.name)
+        meet(node.name)
         return Outcome(lambda: state, steps)
     steps = read_manifest(place)["steps"]
 
@@ -191,9 +191,3 @@ def _stage(node, key, place, folder, settings, metrics, display, interrupts) -> 
         return load(place, abstract_state(continued(node), settings.layout))[0]
 
     return Outcome(read, steps)
-
-
-def _together(name: str) -> None:
-    """All processes wait for the first to have written."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)

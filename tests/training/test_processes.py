@@ -8,9 +8,9 @@ import sys
 import numpy as np
 
 SCRIPT = """
-import sys
+import faulthandler, pathlib, sys
+faulthandler.dump_traceback_later(240, exit=True)  # where it hangs, if it does
 sys.path.insert(0, {here!r})
-import pathlib
 import jax
 port, process, workdir = sys.argv[1], int(sys.argv[2]), pathlib.Path(sys.argv[3])
 if port != "alone":
@@ -88,23 +88,24 @@ def free_port():
         return str(sock.getsockname()[1])
 
 
-def start(folder, port, process):
+def start(folder, output, port, process):
     script = SCRIPT.format(here=str(pathlib.Path(__file__).parent))
-    return subprocess.Popen(
-        [sys.executable, "-c", script, port, str(process), str(folder)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    arguments = [sys.executable, "-c", script, port, str(process), str(folder)]
+    # To files: a pipe that nobody reads would stop the process.
+    with output.open("w") as file:
+        return subprocess.Popen(arguments, stdout=file, stderr=subprocess.STDOUT)
 
 
 def test_two_processes_compute_save_and_resume_like_one(tmp_path):
     port = free_port()
-    runs = [start(tmp_path / "two", port, 0), start(tmp_path / "two", port, 1)]
-    runs.append(start(tmp_path / "one", "alone", 0))
-    outputs = [process.communicate(timeout=300)[0] for process in runs]
-    for process, output in zip(runs, outputs):
-        assert process.returncode == 0, output[-3000:]
+    roles = [("two", port, 0), ("two", port, 1), ("one", "alone", 0)]
+    outputs = [tmp_path / f"{name}-{process}.txt" for name, _, process in roles]
+    started = [
+        start(tmp_path / name, output, port, process)
+        for output, (name, port, process) in zip(outputs, roles)
+    ]
+    for process, output in zip(started, outputs):
+        assert process.wait() == 0, output.read_text()[-3000:]
     with (
         np.load(tmp_path / "two" / "result.npz") as two,
         np.load(tmp_path / "one" / "result.npz") as one,
