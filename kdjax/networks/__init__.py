@@ -3,6 +3,7 @@
 from kdjax.networks.adapters import as_network
 from kdjax.networks.functions import from_function
 from kdjax.networks.heads import ClassifierHead
+from kdjax.networks.inheritance import inherit_weights
 from kdjax.networks.linen import from_linen
 from kdjax.networks.mlp import MLP
 from kdjax.networks.network import (
@@ -13,18 +14,46 @@ from kdjax.networks.network import (
     logits_of,
 )
 from kdjax.networks.nnx import from_nnx
+from kdjax.networks.projectors import (
+    ABF,
+    ConvRegressor,
+    FactorEncoder,
+    LinearEmbedding,
+    OFDConnector,
+    Paraphraser,
+    ReviewFusion,
+    SemCKDAttention,
+    SemCKDProjector,
+    SimKDProjector,
+    SRRLProjector,
+    Translator,
+    VIDHead,
+)
 from kdjax.networks.registry import NAMES, build
 from kdjax.networks.resnet import ResNet
 from kdjax.networks.vit import ViT
 from kdjax.networks.wrn import WideResNet
 
 __all__ = [
+    "ABF",
     "MLP",
     "NAMES",
     "Applied",
     "ClassifierHead",
+    "ConvRegressor",
+    "FactorEncoder",
+    "LinearEmbedding",
     "Network",
+    "OFDConnector",
+    "Paraphraser",
     "ResNet",
+    "ReviewFusion",
+    "SRRLProjector",
+    "SemCKDAttention",
+    "SemCKDProjector",
+    "SimKDProjector",
+    "Translator",
+    "VIDHead",
     "ViT",
     "WideResNet",
     "as_network",
@@ -34,5 +63,6 @@ __all__ = [
     "from_function",
     "from_linen",
     "from_nnx",
+    "inherit_weights",
     "logits_of",
 ]

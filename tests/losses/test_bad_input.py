@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from kdjax import losses
+from kernels.examples import EXAMPLES
 
 S = jnp.zeros((2, 3))
 WIDE = jnp.zeros((2, 4))
@@ -52,8 +53,19 @@ def call(name, first=S, second=S, labels=Y, **options):
     return kernel(first, second, **options)
 
 
-def test_the_tables_name_every_kernel():
-    assert sorted({*PAIRS, *LABELLED, *NO_LOGITS, *OTHER}) == sorted(losses.__all__)
+def test_the_tables_and_the_examples_name_every_kernel():
+    here = {*PAIRS, *LABELLED, *NO_LOGITS, *OTHER}
+    examples = {name.partition(":")[0] for name in EXAMPLES}
+    types = {n for n in losses.__all__ if isinstance(getattr(losses, n), type)}
+    assert set(losses.__all__) - here - examples - types == set()
+    assert {n for n in here | examples if not n.startswith("compat.")} <= set(losses.__all__)
+
+
+def test_every_example_says_what_is_refused():
+    silent = [n for n, example in EXAMPLES.items() if not example.refused]
+    # A variant of a kernel has the same checks.
+    spoken = {name.partition(":")[0] for name, example in EXAMPLES.items() if example.refused}
+    assert [n for n in silent if n.partition(":")[0] not in spoken] == []
 
 
 @pytest.mark.parametrize("name", [*PAIRS, *TRIPLES])
