@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from kernels.compilation import quick_compilation  # noqa: F401
 from kernels.goldens import ADAPTERS
 from kernels.goldens.support import Case
 

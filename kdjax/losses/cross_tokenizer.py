@@ -76,13 +76,18 @@ def matched_tokens(
       vocabulary has twice is matched by its first id.
 
     Raises:
-      Nothing.
+      TypeError: a token that is no string (ids in place of a vocabulary).
 
     Source: the GOLD trainer of TRL.
 
     >>> matched_tokens(["a", "b", "cd"], ["cd", "x", "a"])
     (array([2, 0]), array([0, 2]))
     """
+    named = {"student_vocabulary": student_vocabulary, "teacher_vocabulary": teacher_vocabulary}
+    for name, vocabulary in named.items():
+        for i, token in enumerate(vocabulary):
+            if not isinstance(token, str):
+                raise TypeError(f"{name} must hold strings, got {token!r} at {i}")
     student = {token: i for i, token in reversed(list(enumerate(student_vocabulary)))}
     teacher = {token: i for i, token in reversed(list(enumerate(teacher_vocabulary)))}
     pairs = sorted((teacher[token], student[token]) for token in student.keys() & teacher.keys())

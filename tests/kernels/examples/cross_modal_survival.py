@@ -88,6 +88,7 @@ EXAMPLES = {
         differentiated=("logits",),
         extreme=("logits",),
         batched=("logits",),
+        refused=(Refused({"logits": np.float32(1)}, r"logits must be shaped \[..., classes\]"),),
     ),
     "discrete_survival_nll": discrete(survival.discrete_survival_nll),
     "discrete_survival_ce": discrete(survival.discrete_survival_ce),

@@ -174,6 +174,13 @@ EXAMPLES = {
     "matched_tokens": Example(
         cross_tokenizer.matched_tokens,
         draw(student_vocabulary=np.array(["a", "b"]), teacher_vocabulary=np.array(["b", "c"])),
+        refused=(
+            Refused(
+                {"teacher_vocabulary": [7, 8]},
+                "teacher_vocabulary must hold strings, got 7 at 0",
+                TypeError,
+            ),
+        ),
         jitted=False,
     ),
     **{
