@@ -4,6 +4,7 @@ import os
 import sys
 from pathlib import Path
 
+collect_ignore = ["kernels"]  # tables, not tests
 sys.path.insert(0, str(Path(__file__).parent))  # for the tables in tests/kernels
 
 

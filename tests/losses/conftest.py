@@ -1,3 +1,13 @@
-"""Kernels are compiled for a handful of numbers here: without most of the compiler's effort."""
+"""Spares the compiler's effort: what is compiled here runs once, on a handful of numbers."""
 
-from kernels.compilation import quick_compilation  # noqa: F401
+import jax
+import pytest
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick_compilation():
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+    jax.clear_caches()  # thousands of compiled functions

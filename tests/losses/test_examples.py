@@ -20,7 +20,15 @@ from kernels.examples import EXAMPLES
 
 HERE = Path(__file__).parent
 JITTED = [name for name, example in EXAMPLES.items() if example.jitted]
-every_kernel = pytest.mark.parametrize("name", JITTED)
+
+
+def kernels(condition=lambda example: True):
+    """Parametrizes with names; the tests of a kernel run together, on what was compiled once."""
+    names = [name for name in JITTED if condition(EXAMPLES[name])]
+    return pytest.mark.parametrize("name", names, scope="module")
+
+
+every_kernel = kernels()
 
 
 def arguments(name, seed=0):
@@ -44,7 +52,7 @@ def total(outputs):
     return result
 
 
-@functools.cache
+@functools.lru_cache(maxsize=8)
 def compiled(name):
     """(outputs, gradients in every floating argument), compiled."""
 
@@ -70,10 +78,12 @@ def assert_trees_close(actual, expected, rtol=2e-5, scale=1e-6):
 
 
 @every_kernel
-def test_compiled_rematerialised_and_mapped_agree_with_eager(name):
+def test_compiled_rematerialised_and_mapped_agree_with_eager_and_annotations(name):
     arrays = {k: jnp.asarray(v) for k, v in arguments(name).items()}
     outputs, gradients = compiled(name)(arrays)
-    assert_trees_close(outputs, call(name, arrays))
+    example = EXAMPLES[name]
+    checked = jaxtyped(typechecker=beartype.beartype)(example.kernel)  # the annotated shapes
+    assert_trees_close(outputs, checked(**arrays, **example.options))
 
     def rematerialised(wanted):
         return total(jax.checkpoint(lambda w: call(name, {**arrays, **w}))(wanted))
@@ -85,7 +95,7 @@ def test_compiled_rematerialised_and_mapped_agree_with_eager(name):
     def again(wanted, both):
         return jax.grad(rematerialised)(wanted), jax.vmap(lambda a: call(name, a))(both)
 
-    wanted = {k: arrays[k] for k in EXAMPLES[name].differentiated}
+    wanted = {k: arrays[k] for k in example.differentiated}
     of_wanted, mapped = again(wanted, both)
     assert_trees_close(of_wanted, {k: gradients[k] for k in wanted}, rtol=1e-4, scale=1e-5)
     assert_trees_close(jax.tree.map(lambda x: x[0], mapped), outputs)
@@ -120,9 +130,8 @@ def test_gradients_flow_where_the_signature_says_and_nowhere_else(name):
     assert not unknown, unknown
 
 
-@pytest.mark.parametrize(
-    "name", [k for k in JITTED if EXAMPLES[k].differentiated and EXAMPLES[k].sloped]
-)
+@pytest.mark.slow  # another compilation of each, in float64; the goldens hold most gradients
+@kernels(lambda example: example.differentiated and example.sloped)
 def test_gradient_is_the_slope(name):
     with jax.enable_x64(True):
         arrays = {
@@ -151,7 +160,7 @@ def test_gradient_is_the_slope(name):
         np.testing.assert_allclose(slope, measured, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("name", [k for k in JITTED if EXAMPLES[k].extreme])
+@kernels(lambda example: example.extreme)
 def test_extreme_arguments_have_finite_values_and_gradients(name):
     example = EXAMPLES[name]
     for seed in range(8):
@@ -174,7 +183,7 @@ def test_extreme_arguments_have_finite_values_and_gradients(name):
                 assert np.all(np.isfinite(gradient)), (seed, dtype, argument)
 
 
-@pytest.mark.parametrize("name", [k for k in JITTED if EXAMPLES[k].masked])
+@kernels(lambda example: example.masked)
 def test_what_the_mask_hides_is_exactly_nothing(name):
     arrays = arguments(name)
     assert not np.all(arrays["where"]), "nothing is masked in the example"
@@ -189,13 +198,6 @@ def test_what_the_mask_hides_is_exactly_nothing(name):
         for argument, index in EXAMPLES[name].masked.items():
             assert np.all(of_spoilt[argument][index] == 0), argument
         jax.tree.map(np.testing.assert_array_equal, of_spoilt, gradients)
-
-
-@every_kernel
-def test_annotated_shapes_hold(name):
-    example = EXAMPLES[name]
-    checked = jaxtyped(typechecker=beartype.beartype)(example.kernel)
-    checked(**{k: jnp.asarray(v) for k, v in arguments(name).items()}, **example.options)
 
 
 @pytest.mark.parametrize(

@@ -1,18 +1,46 @@
-"""torchdistill's losses on logits (torchdistill/losses/mid_level.py).
+"""torchdistill's losses (torchdistill/losses/mid_level.py).
 
-A constructor's arguments are keywords here, beside those of the call.
+A constructor's arguments are keywords here, beside those of the call: the arrays that torchdistill
+looks up by the paths of modules. Where it adds up weighted pairs of layers, this is one pair. Maps
+are PyTorch's, [batch, channels, height, width].
 """
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 from numpy import ndarray
 
-from kdjax.losses import checks, logits
+from kdjax.losses import checks, log_space, logits
 from kdjax.losses.checks import Scalar
+from kdjax.losses.compat.torchdistill_features import (
+    at_loss,
+    cckd_loss,
+    crd_loss,
+    ft_loss,
+    pkt_loss,
+    rkd_loss,
+    spkd_loss,
+    vid_loss,
+)
 
 BatchLogits = Float[Array | ndarray, "batch classes"]
 BatchLabels = Int[Array | ndarray, " batch"]
 Loss = Float[Array, ""]
+
+__all__ = [
+    "at_loss",
+    "cckd_loss",
+    "crd_loss",
+    "dist_loss",
+    "ft_loss",
+    "kd_loss",
+    "logit_std_kd_loss",
+    "pkt_loss",
+    "rkd_loss",
+    "spkd_loss",
+    "srd_loss",
+    "vid_loss",
+]
 
 
 def kd_loss(
@@ -153,6 +181,60 @@ def dist_loss(
     return logits.dist(
         student_logits, teacher_logits, beta=beta, gamma=gamma, temperature=tau, epsilon=0.0
     )
+
+
+def srd_loss(
+    student_features: Float[Array | ndarray, "*shape"],
+    teacher_features: Float[Array | ndarray, "*shape"],
+    student_logits: BatchLogits,
+    teacher_logits: BatchLogits,
+    *,
+    exponent: Scalar = 1.0,
+    temperature: Scalar = 1.0,
+    reduction: str = "batchmean",
+) -> Loss:
+    """torchdistill's `SRDLoss`: the logarithm of all gaps between features, beside a KL.
+
+        L = 2 log( sum |s - t|^exponent ) + KL(p || q),   the sum over the batch and all entries
+
+    with KL of `kd_loss` without labels: no T^2. The logarithm grows with the number of entries, and
+    is -inf (without gradient here) where all features agree. The original works on features that a
+    batch normalisation has put in one scale.
+
+    Args:
+      student_features: floats of any shape. Differentiated.
+      teacher_features: floats of the same shape. Stopped.
+      student_logits: floats [batch, classes]. Differentiated.
+      teacher_logits: floats [batch, classes]. Stopped.
+      exponent: scalar > 0, may be traced.
+      temperature: scalar > 0, may be traced.
+      reduction: of the KL: "batchmean", "mean" or "sum".
+
+    Returns:
+      Scalar, of any sign.
+
+    Raises:
+      ValueError: shapes that differ, exponent or temperature <= 0, an unknown reduction. TypeError:
+        arrays that are not floats.
+
+    Source: Miles and Mikolajczyk 2024, arXiv:2303.11098; Matsubara 2021, arXiv:2011.12913.
+
+    >>> import jax.numpy as jnp
+    >>> zeros = jnp.zeros((1, 2))
+    >>> print(f"{srd_loss(jnp.array([[1.0, 2.0]]), zeros, zeros, zeros, exponent=4.0):.4f}")
+    5.6664
+    """
+    student, teacher = checks.shaped(
+        {"student_features": "...", "teacher_features": "..."},
+        student_features=student_features,
+        teacher_features=teacher_features,
+    )
+    checks.positive(exponent=exponent)
+    gap = jnp.abs(student - jax.lax.stop_gradient(teacher)).reshape(-1)
+    same = gap == 0
+    powers = jnp.where(same, -jnp.inf, exponent * jnp.log(jnp.where(same, 1.0, gap)))
+    soft = kd_loss(student_logits, teacher_logits, temperature=temperature, reduction=reduction)
+    return 2 * log_space.logsumexp(powers) + soft
 
 
 def _combined(
