@@ -125,6 +125,15 @@ def nst(torch, student, teacher):
     return kernel(t, t) + kernel(s, s) - 2 * kernel(s, t)
 
 
+def similarity_preserving(torch, student, teacher):
+    # torchdistill divides the rows by their L1 norm: another loss.
+    def rows(features):
+        flat = features.flatten(1)
+        return torch.nn.functional.normalize(flat @ flat.T, dim=1)
+
+    return (rows(student) - rows(teacher)).pow(2).sum() / len(student) ** 2
+
+
 def pixelwise(torch, student, teacher):
     p, q = torch.log_softmax(teacher, 1), torch.log_softmax(student, 1)
     return (p.exp() * (p - q)).sum(1).mean()
@@ -231,7 +240,7 @@ def cases() -> dict[str, Case]:
         "similarity_preserving": Case(
             maps(size=8),
             on_pair(losses.similarity_preserving),
-            pair(lambda m: m.SPKDLoss(**outs, reduction="batchmean")),
+            plain(similarity_preserving),
             maps=("student", "teacher"),
         ),
         "rkd": Case(
@@ -269,7 +278,11 @@ def cases() -> dict[str, Case]:
         ),
         "info_nce": Case(
             vectors(256, 256),
-            lambda x: losses.clip_info_nce(x["student"], x["teacher"], scale=1 / 0.07).mean(),
+            lambda x: losses.clip_info_nce(
+                losses.l2_normalize(x["student"]),
+                losses.l2_normalize(x["teacher"]),
+                scale=1 / 0.07,
+            ).mean(),
             plain(info_nce),
         ),
     }

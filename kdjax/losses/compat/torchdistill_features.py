@@ -140,7 +140,7 @@ def ft_loss(
     translator_outputs: Examples,
     teacher_paraphraser_outputs: Examples,
     *,
-    p: Scalar = 1,
+    p: float | int = 1,
     reduction: str = "mean",
 ) -> Loss:
     """torchdistill's `FTLoss`: factors of unit length, as in the paper.
@@ -312,11 +312,14 @@ def cckd_loss(
 
 
 def spkd_loss(student_outputs: Examples, teacher_outputs: Examples, *, reduction: str) -> Loss:
-    """torchdistill's `SPKDLoss`: the mean of `similarity_preserving` over anchors, or B^2 times it.
+    """torchdistill's `SPKDLoss`: similarity-preserving, with rows whose absolute values sum to 1.
 
         L = |R_s - R_t|_F^2 / B^2     "batchmean";  without / B^2  "sum"
+        R_ij = G_ij / sum_k |G_ik|,   G = F F^T
 
-    with R the `row_normalized_gram`. The original takes any word but "batchmean" for "sum".
+    The paper, RepDistiller and `similarity_preserving` give the rows the length 1 instead: its call
+    of PyTorch's `normalize` has the axis in the place of the norm's order. The original takes any
+    word but "batchmean" for "sum".
 
     Args:
       student_outputs: floats [batch, ...], batch >= 2. Differentiated.
@@ -336,12 +339,15 @@ def spkd_loss(student_outputs: Examples, teacher_outputs: Examples, *, reduction
     >>> student, teacher = jnp.array([[1.0, 0.0], [1.0, 0.0]]), jnp.eye(2)
     >>> for reduction in ("batchmean", "sum"):
     ...     print(f"{spkd_loss(student, teacher, reduction=reduction):.4f}")
-    0.2929
-    1.1716
+    0.2500
+    1.0000
     """
     checks.choice("reduction", reduction, ("batchmean", "sum"))
-    loss = jnp.mean(relations.similarity_preserving(student_outputs, teacher_outputs))
-    return loss if reduction == "batchmean" else loss * len(student_outputs) ** 2
+    (student, teacher), _ = relation_matrices.batch_of_examples(
+        {"student_outputs": student_outputs, "teacher_outputs": teacher_outputs}, None
+    )
+    gap = _relative_rows(student) - _relative_rows(jax.lax.stop_gradient(teacher))
+    return jnp.sum(gap**2) / (len(student) ** 2 if reduction == "batchmean" else 1)
 
 
 def crd_loss(
@@ -372,7 +378,7 @@ def crd_loss(
       z_v2: Z of the teacher's side.
       num_samples: N, scalar > 0, may be traced.
       temperature: scalar > 0, may be traced.
-      eps: number >= 0.
+      eps: number >= 0, in the denominators.
 
     Returns:
       Scalar.
@@ -403,8 +409,18 @@ def crd_loss(
     )
 
 
-def _root(values: Array, order: Scalar = 2) -> Array:
+def _root(values: Array, order: float | int = 2) -> Array:
     """values ** (1 / order), without gradient at 0."""
     zero = values == 0
     safe = jnp.where(zero, 1.0, values)
     return jnp.where(zero, 0.0, jnp.sqrt(safe) if order == 2 else safe ** (1 / order))
+
+
+def _relative_rows(outputs: Array) -> Array:
+    """Inner products over the sum of their row's absolute values; a row of zeros stays zero."""
+    # A common factor changes nothing, and products would overflow or vanish.
+    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(outputs)))
+    tiny = jnp.finfo(outputs.dtype).tiny
+    products = relation_matrices.gram(outputs / jnp.where(largest < tiny, 1.0, largest))
+    total = jnp.sum(jnp.abs(products), axis=-1, keepdims=True)
+    return products / jnp.where(total < tiny, 1.0, total)

@@ -46,6 +46,21 @@ def tokens(loss, *refused, **options):
     )
 
 
+def of_features(loss, student, teacher, *refused, **options):
+    """Student and teacher are (name, shape); a teacher of two examples is refused."""
+    (student, shape), (teacher, teacher_shape) = student, teacher
+    few = Refused({teacher: np.ones((2, *teacher_shape[1:]), np.float32)}, "batch.* = 4 as in ")
+    return Example(
+        loss,
+        draw(**{student: normal(*shape), teacher: normal(*teacher_shape)}),
+        options,
+        differentiated=(student,),
+        extreme=(student, teacher),
+        batched=(student, teacher),
+        refused=(few, *refused),
+    )
+
+
 SKEW = Refused({"lam": 1.5}, r"lam must lie in \[0, 1\]")
 
 EXAMPLES = {
@@ -63,6 +78,44 @@ EXAMPLES = {
     ),
     "compat.torchdistill.dist_loss": batch(
         torchdistill.dist_loss, Refused({"tau": 0.0}, "tau must be finite and > 0")
+    ),
+    "compat.torchdistill.at_loss": of_features(
+        torchdistill.at_loss,
+        ("student_feature_map", (4, 2, 3, 3)),
+        ("teacher_feature_map", (4, 3, 3, 3)),
+        Refused({"mode": "pape"}, "mode must be one of 'code', 'paper'"),
+        mode="paper",
+    ),
+    "compat.torchdistill.cckd_loss": of_features(
+        torchdistill.cckd_loss,
+        ("student_linear_outputs", (4, 3)),
+        ("teacher_linear_outputs", (4, 5)),
+        Refused({"kernel_type": "rbf"}, "kernel_type must be one of 'gaussian', 'bilinear'"),
+        Refused({"gamma": 0.0}, "gamma must be finite and > 0"),
+        Refused({"max_p": 0}, "max_p must be >= 1"),
+        kernel_type="gaussian",
+        reduction="batchmean",
+    ),
+    "compat.torchdistill.spkd_loss": of_features(
+        torchdistill.spkd_loss,
+        ("student_outputs", (4, 2, 3, 3)),
+        ("teacher_outputs", (4, 3, 3, 3)),
+        Refused({"reduction": "mean"}, "reduction must be one of 'batchmean', 'sum'"),
+        reduction="sum",
+    ),
+    "compat.torchdistill.srd_loss": Example(
+        torchdistill.srd_loss,
+        draw(
+            student_features=normal(4, 3),
+            teacher_features=normal(4, 3),
+            student_logits=normal(4, 5),
+            teacher_logits=normal(4, 5),
+        ),
+        {"exponent": 4.0},
+        differentiated=("student_features", "student_logits"),
+        extreme=("student_features", "teacher_features", *LOGITS),
+        batched=("student_features", "teacher_features", *LOGITS),
+        refused=(COLD, REDUCTION, Refused({"exponent": 0.0}, "exponent must be finite and > 0")),
     ),
     "compat.mdistiller.kd_loss": batch(mdistiller.kd_loss, COLD, temperature=4.0),
     "compat.mdistiller.dkd_loss": batch(
