@@ -10,4 +10,3 @@ def quick_compilation():
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", before)
-    jax.clear_caches()  # thousands of compiled functions

@@ -3,4 +3,13 @@
 import pathlib
 import sys
 
+import jax
+import pytest
+
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def empty_caches():
+    """JAX forgets compiled functions when there are thousands: here compilations are counted."""
+    jax.clear_caches()
