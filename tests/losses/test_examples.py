@@ -78,12 +78,13 @@ def assert_trees_close(actual, expected, rtol=2e-5, scale=1e-6):
 
 
 @every_kernel
-def test_compiled_rematerialised_and_mapped_agree_with_eager_and_annotations(name):
+def test_compiled_rematerialised_and_mapped_agree_with_each_other_and_annotations(name):
     arrays = {k: jnp.asarray(v) for k, v in arguments(name).items()}
     outputs, gradients = compiled(name)(arrays)
     example = EXAMPLES[name]
     checked = jaxtyped(typechecker=beartype.beartype)(example.kernel)  # the annotated shapes
-    assert_trees_close(outputs, checked(**arrays, **example.options))
+    shapes = jax.eval_shape(lambda arrays: checked(**arrays, **example.options), arrays)
+    assert jax.tree.map(jnp.shape, shapes) == jax.tree.map(jnp.shape, outputs)
 
     def rematerialised(wanted):
         return total(jax.checkpoint(lambda w: call(name, {**arrays, **w}))(wanted))
@@ -100,6 +101,13 @@ def test_compiled_rematerialised_and_mapped_agree_with_eager_and_annotations(nam
     assert_trees_close(of_wanted, {k: gradients[k] for k in wanted}, rtol=1e-4, scale=1e-5)
     assert_trees_close(jax.tree.map(lambda x: x[0], mapped), outputs)
     assert_trees_close(jax.tree.map(lambda x: x[1], mapped), compiled(name)(other)[0])
+
+
+@pytest.mark.slow  # each operation is compiled by itself; the families' tests are eager as well
+@every_kernel
+def test_compiled_agrees_with_eager(name):
+    arrays = {k: jnp.asarray(v) for k, v in arguments(name).items()}
+    assert_trees_close(compiled(name)(arrays)[0], call(name, arrays))
 
 
 @every_kernel
