@@ -15,7 +15,7 @@ from numpy import ndarray
 
 from kdjax.losses import checks, log_space
 from kdjax.losses.checks import Scalar
-from kdjax.losses.contrastive import clip_info_nce, l2_normalize
+from kdjax.losses.contrastive import clip_info_nce, inner_products, l2_normalize
 
 Features = Float[Array | ndarray, "batch features"]
 StudentFeatures = Float[Array | ndarray, "batch student"]
@@ -73,10 +73,12 @@ def clip_kd_ckd(
     )
     checks.positive(student_scale=student_scale, teacher_scale=teacher_scale)
     student_image, student_text, teacher_image, teacher_text = features
-    student_logits = student_scale * _products(
+    student_logits = student_scale * inner_products(
         l2_normalize(student_image), l2_normalize(student_text)
     )
-    teacher_logits = jax.lax.stop_gradient(teacher_scale * _products(teacher_image, teacher_text))
+    teacher_logits = jax.lax.stop_gradient(
+        teacher_scale * inner_products(teacher_image, teacher_text)
+    )
     return _both_directions(log_space.kl, where, teacher_logits, student_logits)
 
 
@@ -227,7 +229,9 @@ def clip_kd_cross_kd(
     checks.positive(scale=scale, teacher_scale=teacher_scale)
     image_logits, text_logits = _cross_logits(features, scale)
     *_, teacher_image, teacher_text = features
-    teacher_logits = jax.lax.stop_gradient(teacher_scale * _products(teacher_image, teacher_text))
+    teacher_logits = jax.lax.stop_gradient(
+        teacher_scale * inner_products(teacher_image, teacher_text)
+    )
     return _mean_of_two(
         log_space.kl, where, (teacher_logits, image_logits), (teacher_logits.T, text_logits)
     )
@@ -428,8 +432,10 @@ def affinity_mimicking(
     )
     checks.positive(student_scale=student_scale, teacher_scale=teacher_scale)
     student_image, student_text, teacher_image, teacher_text = features
-    student_logits = student_scale * _products(student_image, student_text)
-    teacher_logits = jax.lax.stop_gradient(teacher_scale * _products(teacher_image, teacher_text))
+    student_logits = student_scale * inner_products(student_image, student_text)
+    teacher_logits = jax.lax.stop_gradient(
+        teacher_scale * inner_products(teacher_image, teacher_text)
+    )
     return _both_directions(log_space.cross_entropy, where, teacher_logits, student_logits)
 
 
@@ -462,17 +468,12 @@ def _four(
     return (student_image, student_text, *jax.lax.stop_gradient(teacher)), where
 
 
-def _products(queries: Array, keys: Array) -> Array:
-    """Inner products of every query with every key: [queries, keys]."""
-    return jnp.matmul(queries, keys.T, precision=jax.lax.Precision.HIGHEST)
-
-
 def _cross_logits(features: tuple[Array, ...], scale: Scalar) -> tuple[Array, Array]:
     """The student's images against the teacher's texts, the student's texts against its images."""
     student_image, student_text, teacher_image, teacher_text = features
     return (
-        scale * _products(l2_normalize(student_image), teacher_text),
-        scale * _products(l2_normalize(student_text), teacher_image),
+        scale * inner_products(l2_normalize(student_image), teacher_text),
+        scale * inner_products(l2_normalize(student_text), teacher_image),
     )
 
 
@@ -499,12 +500,12 @@ def _nce_gradients(image: Array, text: Array, temperature: Scalar, where: Array)
     """Of InfoNCE (mean over the batch), both directions, query and key: [4, batch, features]."""
     count = jnp.maximum(jnp.sum(where), 1).astype(image.dtype)
     own = jnp.diag(where.astype(image.dtype))
-    logits = _products(image, text) / temperature
+    logits = inner_products(image, text) / temperature
 
     def direction(query: Array, key: Array, logits: Array) -> list[Array]:
         log_probs = log_space.safe_log_softmax(jnp.where(where, logits, -jnp.inf))
         residual = jnp.where(where[:, None], jnp.exp(log_probs), 0.0) - own
         scaled = residual / (temperature * count)
-        return [_products(scaled, key.T), _products(scaled.T, query.T)]
+        return [inner_products(scaled, key.T), inner_products(scaled.T, query.T)]
 
     return jnp.stack([*direction(image, text, logits), *direction(text, image, logits.T)])

@@ -106,7 +106,7 @@ def info_nce(
         positives &= where
         query = jnp.where(jnp.any(where, axis=1)[:, None], query, 0.0)
         key = jnp.where(jnp.any(where, axis=0)[:, None], key, 0.0)
-    logits = _products(query, key) / temperature
+    logits = inner_products(query, key) / temperature
     if where is not None:
         logits = jnp.where(where, logits, -jnp.inf)
     log_probs = jnp.where(positives, log_space.safe_log_softmax(logits), 0.0)
@@ -157,7 +157,7 @@ def clip_info_nce(
         where = jnp.ones(len(image), bool)
     where = checks.boolean("where", where, (len(image),), "the batch")
     image, text = (jnp.where(where[:, None], x, 0.0) for x in (image, text))
-    logits = scale * _products(image, text)
+    logits = scale * inner_products(image, text)
     both = [log_space.safe_log_softmax(jnp.where(where, x, -jnp.inf)) for x in (logits, logits.T)]
     return jnp.where(where, -(jnp.diagonal(both[0]) + jnp.diagonal(both[1])) / 2, 0.0)
 
@@ -204,12 +204,12 @@ def in_batch_scores(
     checks.positive(temperature=temperature)
     size = len(query)
     if where is None:
-        scores = _products(query, key) / temperature
+        scores = inner_products(query, key) / temperature
     else:
         where = checks.boolean("where", where, (size, size), "queries by keys")
         query = jnp.where(jnp.any(where, axis=1)[:, None], query, 0.0)
         key = jnp.where(jnp.any(where, axis=0)[:, None], key, 0.0)
-        scores = jnp.where(where, _products(query, key) / temperature, -jnp.inf)
+        scores = jnp.where(where, inner_products(query, key) / temperature, -jnp.inf)
     first, offset = jnp.arange(size)[:, None], jnp.arange(size)[None]
     return jnp.take_along_axis(scores, (first + offset) % size, axis=1)
 
@@ -264,7 +264,7 @@ def queue_scores(
         where = checks.boolean("where", where, (len(queue),), "the queue")
         queue = jnp.where(where[:, None], queue, 0.0)
     own = jnp.sum(query * key, axis=1, keepdims=True) / temperature
-    others = _products(query, queue) / temperature
+    others = inner_products(query, queue) / temperature
     if where is not None:
         others = jnp.where(where, others, -jnp.inf)
     return jnp.concatenate([own, others], axis=1)
@@ -445,7 +445,7 @@ def albef_ita(
         keys = jax.lax.stop_gradient(keys)
 
         def scores(queries: Array) -> Array:
-            return jnp.where(present, _products(queries, keys) / temperature, -jnp.inf)
+            return jnp.where(present, inner_products(queries, keys) / temperature, -jnp.inf)
 
         targets = momentum_soft_targets(scores(teacher), hard, alpha=alpha)
         log_probs = log_space.safe_log_softmax(scores(student))
@@ -458,6 +458,6 @@ def albef_ita(
     return jnp.where(where, (image_to_text + text_to_image) / 2, 0.0)
 
 
-def _products(queries: Array, keys: Array) -> Array:
+def inner_products(queries: Array, keys: Array) -> Array:
     """Inner products of every query with every key: [queries, keys]."""
     return jnp.matmul(queries, keys.T, precision=jax.lax.Precision.HIGHEST)

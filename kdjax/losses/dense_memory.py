@@ -14,6 +14,7 @@ from numpy import ndarray
 
 from kdjax.losses import checks, log_space
 from kdjax.losses.checks import Losses, Scalar
+from kdjax.losses.contrastive import l2_normalize
 
 RandomKey = Key[Array, ""] | UInt32[Array | ndarray, " words"]
 
@@ -112,7 +113,7 @@ def enqueue_by_class(
     where = jnp.ones(labels.shape, bool) if where is None else where
     where = checks.boolean("where", where, labels.shape, "the items")
     where &= checks.valid_labels(labels, num_classes)
-    units = _unit(jnp.where(where[:, None], jax.lax.stop_gradient(embeddings), 0.0))
+    units = l2_normalize(jnp.where(where[:, None], jax.lax.stop_gradient(embeddings), 0.0))
     where &= jnp.any(units != 0, axis=-1)
     members = where[:, None] & (labels[:, None] == jnp.arange(num_classes))
     count = jnp.sum(members, axis=0)
@@ -199,7 +200,7 @@ def region_embeddings(
     share = members / jnp.maximum(jnp.sum(members, axis=1, keepdims=True), 1)
     means = jnp.einsum("bnk,bnc->bkc", share, features, precision=jax.lax.Precision.HIGHEST)
     valid = jnp.any(members, axis=1).reshape(-1)
-    means = _unit(means.reshape(-1, means.shape[-1]))
+    means = l2_normalize(means.reshape(-1, means.shape[-1]))
     return ClassEmbeddings(means, jnp.tile(jnp.arange(num_classes), features.shape[0]), valid)
 
 
@@ -248,7 +249,7 @@ def pixel_embeddings(
     draw, pixels = jax.lax.top_k(draw, pixels_per_class)
     valid = (draw >= 0).reshape(-1)
     chosen = jnp.take_along_axis(features, pixels.reshape(batch, -1, 1), axis=1)
-    chosen = _unit(jnp.where(valid[:, None], chosen.reshape(-1, num_features), 0.0))
+    chosen = l2_normalize(jnp.where(valid[:, None], chosen.reshape(-1, num_features), 0.0))
     classes = jnp.tile(jnp.repeat(jnp.arange(num_classes), pixels_per_class), batch)
     return ClassEmbeddings(chosen, classes, valid)
 
@@ -311,7 +312,7 @@ def memory_relation_kd(
     items = jax.lax.stop_gradient(jnp.where(valid[:, None], items, 0.0))
 
     def log_relations(embeddings: Array) -> Array:
-        units = _unit(jnp.where(where[..., None], embeddings, 0.0))
+        units = l2_normalize(jnp.where(where[..., None], embeddings, 0.0))
         cosines = jnp.matmul(units, items.T, precision=jax.lax.Precision.HIGHEST)
         return log_space.safe_log_softmax(jnp.where(valid, cosines / temperature, -jnp.inf))
 
@@ -423,10 +424,3 @@ def _members(teacher_features: Array, labels: Array, num_classes: int) -> tuple[
     valid = checks.valid_labels(labels, num_classes)
     members = valid[..., None] & (labels[..., None] == jnp.arange(num_classes))
     return jnp.where(valid[..., None], features, 0.0), members
-
-
-def _unit(embeddings: Array) -> Array:
-    """Rows of length 1; a row of zeros stays one, and has no gradient."""
-    squared = jnp.sum(embeddings**2, axis=-1, keepdims=True)
-    empty = squared == 0
-    return jnp.where(empty, 0.0, embeddings / jnp.sqrt(jnp.where(empty, 1.0, squared)))
