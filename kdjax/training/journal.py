@@ -149,10 +149,10 @@ def _compute(node: Compute, seed: int, place: pathlib.Path | None, display: Disp
     if not _finished(place, display):
         # On every process, for it may ask for arrays that lie on all; the first one's is kept.
         arrays = {k: np.asarray(x) for k, x in node.function(rng, *node.arguments).items()}
+        bad = [name for name, x in arrays.items() if x.dtype == object]
+        if bad:
+            raise TypeError(f"computation {node.name!r} returned {bad[0]!r}, which is no array")
         if jax.process_index() == 0:
-            bad = [name for name, x in arrays.items() if x.dtype == object]
-            if bad:
-                raise TypeError(f"computation {node.name!r} returned {bad[0]!r}, which is no array")
             place.mkdir()
             np.savez(place / "arrays.npz", **arrays)
             write_manifest(place, name=node.name, kind="compute")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -54,8 +55,8 @@ def place(tree: PyTree, shardings: PyTree) -> PyTree:
 
 def _place(x: Any, sharding: Sharding) -> jax.Array:
     if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
-        data = _place(jax.random.key_data(x), sharding)
-        return jax.jit(jax.random.wrap_key_data, out_shardings=sharding)(data)
+        wrap = functools.partial(jax.random.wrap_key_data, impl=jax.random.key_impl(x))
+        return jax.jit(wrap, out_shardings=sharding)(_place(jax.random.key_data(x), sharding))
     if isinstance(x, jax.Array) and not x.is_fully_addressable:
         return jax.jit(lambda x: x, out_shardings=sharding)(x)
     x = np.asarray(x)
