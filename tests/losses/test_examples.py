@@ -186,7 +186,7 @@ def test_extreme_arguments_have_finite_values_and_gradients(name):
             }
             outputs, gradients = compiled(name)(rounded)
             for leaf in jax.tree.leaves(outputs):
-                assert not np.any(np.isnan(leaf)), (seed, dtype, leaf)
+                assert np.all(np.less(leaf, np.inf)), (seed, dtype, leaf)  # -inf: impossible
             for argument, gradient in gradients.items():
                 assert np.all(np.isfinite(gradient)), (seed, dtype, argument)
 

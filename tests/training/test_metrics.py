@@ -2,6 +2,7 @@
 
 import io
 import json
+import time
 
 import numpy as np
 import pytest
@@ -75,6 +76,26 @@ def test_a_window_is_the_mean_of_its_steps():
     )
     assert all(0 <= row["stall"] <= 1 for row in windows.rows)
     assert all(row["images_per_second"] > 0 for row in windows.rows)
+
+
+class SlowStream(toys.TableStream):
+    """Longer on its way than a step takes."""
+
+    def items(self, start=0, state=None):
+        for item in super().items(start, state):
+            time.sleep(0.01)
+            yield item
+
+
+@pytest.mark.parametrize(
+    ("stream", "low", "high"), [(toys.TableStream, 0, 0.5), (SlowStream, 0.5, 1)]
+)
+def test_the_stall_is_the_share_of_time_that_data_is_waited_for(stream, low, high):
+    metrics = MetricWriter(None)
+    data = {"train": stream(toys.problem(), 24)}
+    student = {"student": toys.init(0)}
+    toys.train(toys.program(), student, 60, data, settings=Settings(log_every=20), metrics=metrics)
+    assert low <= np.median([row["stall"] for row in metrics.rows]) <= high
 
 
 def shown(terminal):

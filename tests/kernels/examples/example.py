@@ -22,7 +22,8 @@ class Example(NamedTuple):
     options: the other arguments, as keywords.
     differentiated: the arguments with a gradient, which is not zero in the example. Floating
       arguments named `teacher_*`, and those in `stopped`, must have a gradient of exactly zero.
-    extreme: the arguments that may hold anything up to +-1e4: values and gradients stay finite.
+    extreme: the arguments that may hold anything up to +-1e4: values and gradients stay finite
+      (a value may be -inf, the logarithm of what is impossible).
     batched: the arguments whose first axis is that of the batch; () if there is none. The kernel
       must mean the same when this axis is cut over 8 devices.
     masked: for a kernel with `where`, {argument: index of what where=False hides}: NaN there, in
