@@ -121,7 +121,10 @@ def info_nce(torch, student, teacher):
 def nst(torch, student, teacher):
     unit = torch.nn.functional.normalize
     s, t = (unit(x.flatten(2), dim=2) for x in (student, teacher))
-    kernel = lambda a, b: torch.bmm(a, b.transpose(1, 2)).pow(2).mean()  # noqa: E731
+
+    def kernel(a, b):
+        return torch.bmm(a, b.transpose(1, 2)).pow(2).mean()
+
     return kernel(t, t) + kernel(s, s) - 2 * kernel(s, t)
 
 
@@ -145,7 +148,10 @@ def on_pair(kernel: Callable[..., jax.Array], **options: Any):
 
 def crd_case() -> Case:
     batch, negatives, examples, width = 64, 1024, 10_000, 128
-    unit = lambda x: x / np.linalg.norm(x, axis=-1, keepdims=True)  # noqa: E731
+
+    def unit(x):
+        return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
     rng = np.random.default_rng(2)
     index = rng.choice(examples, (batch, negatives + 1)).astype(np.int32)
     arrays = {
@@ -377,42 +383,41 @@ class Growth(NamedTuple):
 
 
 def growths() -> dict[str, Growth]:
-    two = lambda kernel: lambda x: kernel(x["student"], x["teacher"]).mean()  # noqa: E731
     return {
         "kd / classes": Growth(
-            two(losses.kd), lambda n: logits(256, n), (2048, 4096, 8192, 16384), 1, 1
+            on_pair(losses.kd), lambda n: logits(256, n), (2048, 4096, 8192, 16384), 1, 1
         ),
         "kd / batch": Growth(
-            two(losses.kd), lambda n: logits(n, 1024), (512, 1024, 2048, 4096), 1, 1
+            on_pair(losses.kd), lambda n: logits(n, 1024), (512, 1024, 2048, 4096), 1, 1
         ),
         "dist / classes": Growth(
-            two(losses.dist), lambda n: logits(256, n), (2048, 4096, 8192, 16384), 1, 1
+            on_pair(losses.dist), lambda n: logits(256, n), (2048, 4096, 8192, 16384), 1, 1
         ),
         "similarity_preserving / batch": Growth(
-            two(losses.similarity_preserving),
+            on_pair(losses.similarity_preserving),
             lambda n: vectors(n, 256),
             (512, 1024, 2048, 4096),
             2,
             2,
         ),
         "similarity_preserving / features": Growth(
-            two(losses.similarity_preserving),
+            on_pair(losses.similarity_preserving),
             lambda n: vectors(64, n),
             (8192, 16384, 32768, 65536),
             1,
             1,
         ),
         "pkt / batch": Growth(
-            two(losses.pkt), lambda n: vectors(n, 256), (512, 1024, 2048, 4096), 2, 2
+            on_pair(losses.pkt), lambda n: vectors(n, 256), (512, 1024, 2048, 4096), 2, 2
         ),
         "rkd_distance / batch": Growth(
-            two(losses.rkd_distance), lambda n: vectors(n, 256), (512, 1024, 2048, 4096), 2, 2
+            on_pair(losses.rkd_distance), lambda n: vectors(n, 256), (512, 1024, 2048, 4096), 2, 2
         ),
         "rkd_angle / batch": Growth(
-            two(losses.rkd_angle), lambda n: vectors(n, 16), (32, 64, 128, 256), 3, 3
+            on_pair(losses.rkd_angle), lambda n: vectors(n, 16), (32, 64, 128, 256), 3, 3
         ),
         "attention_transfer / channels": Growth(
-            two(losses.attention_transfer),
+            on_pair(losses.attention_transfer),
             lambda n: maps(channels=n, size=8),
             (128, 256, 512, 1024),
             1,
