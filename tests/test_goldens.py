@@ -81,8 +81,8 @@ def recorded_cases(in_float64=False):
             path.stem,
             arrays,
             id=f"{path.stem}-case{number}",
-            # By default one case in float64, and one of unrolled training, which compiles long.
-            marks=[pytest.mark.slow] if number and (in_float64 or "tesla" in path.stem) else [],
+            # Each precision compiles every kernel anew; one case of unrolled training, likewise.
+            marks=[pytest.mark.slow] if in_float64 or (number and "tesla" in path.stem) else [],
         )
         for path in FILES
         for number, arrays in read_cases(path).items()
