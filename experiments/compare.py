@@ -22,8 +22,8 @@ from absl import flags
 from ml_collections import config_flags
 
 from experiments import configuration
-from kdjax import evaluation
-from kdjax.methods import supervised
+from kdjax import evaluation, methods
+from kdjax.evaluation.tables import column
 from kdjax.methods.task import Task
 from kdjax.training import Display, prefixed, read_metrics, run, together
 
@@ -36,7 +36,7 @@ FIELDS = ("arms", "seeds", "baseline", "name", "vmap", "apart")
 
 def arms_of(task: Task, arms: Mapping[str, tuple]) -> Generator:
     """One teacher, then every arm in turn."""
-    teacher = yield from supervised.teacher(task)
+    teacher = yield from methods.get(task.baseline).teacher(task)
     taught = task.with_teacher(teacher)
     trained = {}
     for name, (module, config) in arms.items():
@@ -50,7 +50,7 @@ def series(workdir: pathlib.Path, stages: Sequence[str], member: int | None) -> 
     out = {}
     for stage in stages:
         for metric, (steps, values) in found.get(stage, {}).items():
-            if metric.split("/")[-1] in ("images_per_second", "stall"):
+            if metric.split("/")[-1] in ("examples_per_second", "stall"):
                 continue
             mine = values if member is None or values.ndim == 1 else values[:, member]
             out.setdefault(stage, {})[metric] = (steps, mine)
@@ -112,17 +112,14 @@ def main(argv: Sequence[str]) -> None:
 
     seconds = (time.monotonic() - began) / (len(seeds) * len(arms))
     results = pathlib.Path(RESULTS.value) if RESULTS.value else workdir / "results"
-    labels = found.splits["test"].arrays()["label"]
     environment = evaluation.environment()
     teachers = []
     for task, (teacher, trained), (folder, member) in zip(tasks, outcomes, folders):
-        taught = task.predict("teacher", teacher)
-        teachers.append(evaluation.scores(taught, labels)["accuracy"])
+        taught = task.reference(teacher)
+        teachers.append(task.scores("teacher", teacher, None)[task.shown[0]])
         for name, student in trained.items():
             metrics = {
-                which: evaluation.scores(
-                    task.predict("student", getattr(student, which)), labels, taught
-                )
+                which: task.scores("student", getattr(student, which), taught)
                 for which in ("last", "selected")
             }
             metrics["selected"]["step"] = float(student.selected_step)
@@ -140,16 +137,17 @@ def main(argv: Sequence[str]) -> None:
                 seconds=seconds,
             )
             evaluation.write_record(results / f"{name}-seed{task.seed}.json", record)
-    publish(results, config, teachers)
+    publish(results, config, first, teachers)
 
 
 def _stages(folder: pathlib.Path) -> list[str]:
     return sorted({row["stage"] for row in read_metrics(folder)})
 
 
-def publish(results: pathlib.Path, config, teachers: Sequence[float]) -> None:
+def publish(results: pathlib.Path, config, task: Task, teachers: Sequence[float]) -> None:
     """The table and the plots of a folder of records."""
     records = [r for r in evaluation.read_records(results) if r.method in config.arms]
+    headline, score = column(task.shown[0]), f"validation/{task.score}"
     table = []
     for which, title in (("last", "after the last step"), ("selected", "selected by validation")):
         arms = evaluation.arms(records, which)
@@ -157,35 +155,39 @@ def publish(results: pathlib.Path, config, teachers: Sequence[float]) -> None:
         table += [
             f"Students {title}:",
             "",
-            evaluation.comparison_table(arms, baseline=config.baseline),
+            evaluation.comparison_table(arms, baseline=config.baseline, metrics=task.shown),
             "",
         ]
     teacher = evaluation.summary(np.asarray(teachers))
     head = [
         f"# {config.name}",
         "",
-        f"{len(teachers)} seeds; teacher accuracy {100 * teacher.mean:.2f} ± "
-        f"{100 * (teacher.sd or 0):.2f} %; paired t-tests against `{config.baseline}`, "
-        "Holm-corrected.",
+        f"{len(teachers)} seeds; the teacher's {headline.title}: "
+        f"{headline.spread(teacher.mean, teacher.sd or 0)}; paired t-tests against "
+        f"`{config.baseline}`, Holm-corrected.",
         "",
     ]
     text = "\n".join(head + table)
     (results / "table.md").write_text(text)
-    last = evaluation.arms(records, "last")
-    values = {name: last[name]["accuracy"] for name in config.arms}
+    last, percent = evaluation.arms(records, "last"), headline.scale == 100
+    values = {name: last[name][headline.metric] for name in config.arms}
     figure = evaluation.arms_plot(
-        values, title=f"{config.name}: test accuracy", x="accuracy", percent=True
+        values,
+        title=f"{config.name}: test {headline.metric}",
+        x=headline.metric if percent else headline.title,
+        percent=percent,
     )
-    (results / "accuracy.png").write_bytes(evaluation.png(figure))
+    (results / f"{headline.metric}.png").write_bytes(evaluation.png(figure))
     bands = {}
     for name in config.arms:
         curves = [x for r in records if r.method == name for x in r.curves.values()]
-        kept = [c["validation/accuracy"] for c in curves if "validation/accuracy" in c]
+        kept = [c[score] for c in curves if score in c]
         if kept:
             bands[name] = (kept[0][0], np.stack([v for _, v in kept], axis=1))
     if bands:
+        what = task.score.replace("_", " ")
         figure = evaluation.learning_curves(
-            bands, title=f"{config.name}: validation accuracy", y="accuracy", percent=True
+            bands, title=f"{config.name}: validation {what}", y=what, percent=percent
         )
         (results / "curves.png").write_bytes(evaluation.png(figure))
     print(text)

@@ -18,6 +18,11 @@ from kdjax.evaluation.fidelity import (
     rank_correlation,
     scores,
 )
+from kdjax.evaluation.language_report import (
+    LanguageReport,
+    language_table,
+    write_language_report,
+)
 from kdjax.evaluation.metrics import (
     Bins,
     accuracy,
@@ -68,6 +73,7 @@ __all__ = [
     "Bins",
     "CenterPrecision",
     "Concordance",
+    "LanguageReport",
     "Objects",
     "PairedTest",
     "RankCorrelation",
@@ -102,6 +108,7 @@ __all__ = [
     "iou",
     "iou_score",
     "kl_to_teacher",
+    "language_table",
     "learning_curves",
     "linear_cka",
     "map_at_r",
@@ -133,6 +140,7 @@ __all__ = [
     "text_table",
     "top_k_accuracy",
     "transfer_plot",
+    "write_language_report",
     "write_record",
     "write_report",
 ]

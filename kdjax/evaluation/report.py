@@ -25,12 +25,13 @@ from kdjax.evaluation.tables import NOTHING, column, text_table
 
 SHORT = ("accuracy", "agreement", "ece")
 MORE = ("adaptive_ece", "nll", "brier", "kl_to_teacher", "kendall", "spearman")
-UNITS = {"cross_entropy": "cross-entropy (nats)", "images_per_second": "images / s"}
-SPEED = ("images_per_second", "stall")
+UNITS = {"cross_entropy": "cross-entropy (nats)", "examples_per_second": "examples / s"}
+SPEED = ("examples_per_second", "stall")
 SHARES = ("accuracy", "agreement", "stall")  # metrics in [0, 1], shown in percent
 
 
-def _now() -> datetime.datetime:
+def now() -> datetime.datetime:
+    """The time, in UTC."""
     return datetime.datetime.now(datetime.UTC)
 
 
@@ -64,7 +65,7 @@ class Report:
     config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     environment: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     seconds: float | None = None
-    finished: datetime.datetime = dataclasses.field(default_factory=_now)
+    finished: datetime.datetime = dataclasses.field(default_factory=now)
 
     def __post_init__(self):
         if not self.models:
@@ -114,23 +115,31 @@ def _duration(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
 
 
-def _header(report: Report) -> list[str]:
+def header(
+    title: str,
+    config: Mapping[str, Any],
+    environment: Mapping[str, Any],
+    seconds: float | None,
+    finished: datetime.datetime,
+    size: tuple[str, str],
+) -> list[str]:
+    """The top of a report: what ran, on what, when; `size` names and counts what was tested."""
     pairs = []
     for label, path in (("method", "method.name"), ("data", "data.name"), ("seed", "seed")):
-        value: Any = report.config
+        value: Any = config
         for name in path.split("."):
             value = value.get(name) if isinstance(value, Mapping) else None
         if value is not None:
             pairs.append((label, str(value)))
-    pairs.append(("test examples", f"{len(report.labels):,}"))
-    commit = report.environment.get("commit")
+    pairs.append(size)
+    commit = environment.get("commit")
     if commit:
-        changed = ", with changes" if report.environment.get("dirty") else ""
+        changed = ", with changes" if environment.get("dirty") else ""
         pairs.append(("commit", f"{commit[:12]}{changed}"))
-    pairs.append(("finished", report.finished.strftime("%Y-%m-%d %H:%M %Z")))
-    if report.seconds is not None:
-        pairs.append(("duration", _duration(report.seconds)))
-    return [f"<header><h1>{page.escape(report.title)}</h1>", page.facts(pairs), "</header>"]
+    pairs.append(("finished", finished.strftime("%Y-%m-%d %H:%M %Z")))
+    if seconds is not None:
+        pairs.append(("duration", _duration(seconds)))
+    return [f"<header><h1>{page.escape(title)}</h1>", page.facts(pairs), "</header>"]
 
 
 def _interval(right: float, count: int) -> str:
@@ -172,12 +181,12 @@ def _summary(report: Report) -> list[str]:
     return [*out, page.paragraph(note, note=True), more]
 
 
-def _curves(report: Report) -> list[str]:
+def curve_panels(curves: Mapping[str, Mapping[str, tuple]]) -> list[str]:
     """Every stage in one panel a metric; but the training of a stage in panels of its own."""
     validation: dict[str, dict[str, tuple]] = {}
     training: dict[str, dict[str, tuple]] = {}
     speed: dict[str, dict[str, tuple]] = {}
-    for stage, metrics in report.curves.items():
+    for stage, metrics in curves.items():
         for name, curve in metrics.items():
             kind, _, metric = name.partition("/")
             if kind == "validation":
@@ -293,10 +302,11 @@ def _transfer(report: Report) -> list[str]:
     return [*out, page.paragraph(note, note=True)]
 
 
-def _provenance(report: Report) -> list[str]:
-    config = json.dumps(report.config, indent=2, default=str, ensure_ascii=False)
+def provenance(config: Mapping[str, Any], environment: Mapping[str, Any]) -> list[str]:
+    """The end of a report: every field of the config, and the versions."""
+    config = json.dumps(config, indent=2, default=str, ensure_ascii=False)
     out = ["<h2>Config</h2>", page.details("Every field", f"<pre>{page.escape(config)}</pre>")]
-    versions = ((name, NOTHING if v is None else str(v)) for name, v in report.environment.items())
+    versions = ((name, NOTHING if v is None else str(v)) for name, v in environment.items())
     return [*out, "<h2>Versions</h2>", page.facts(versions)]
 
 
@@ -309,16 +319,25 @@ def write_report(path: str | os.PathLike, report: Report) -> pathlib.Path:
     Returns:
       The path. The file is written whole or not at all.
     """
+    size = ("test examples", f"{len(report.labels):,}")
+    facts = (report.config, report.environment)
     body = [
-        part
-        for section in (_header, _summary, _curves, _calibration, _confusion, _transfer)
-        for part in section(report)
+        *header(report.title, *facts, report.seconds, report.finished, size),
+        *_summary(report),
+        *curve_panels(report.curves),
+        *(part for section in (_calibration, _confusion, _transfer) for part in section(report)),
+        *provenance(*facts),
     ]
+    return write_page(path, report.title, body)
+
+
+def write_page(path: str | os.PathLike, title: str, body: Sequence[str]) -> pathlib.Path:
+    """Writes a page of HTML whole or not at all; returns its path."""
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        temporary.write_text(page.page(report.title, [*body, *_provenance(report)]), "utf-8")
+        temporary.write_text(page.page(title, body), "utf-8")
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

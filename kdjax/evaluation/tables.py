@@ -43,6 +43,10 @@ COLUMNS = {
         Column("kl_to_teacher", "KL to teacher (nats)"),
         Column("kendall", "Kendall tau with teacher"),
         Column("spearman", "Spearman rho with teacher"),
+        Column("perplexity", "perplexity", 1, 2),
+        Column("cross_entropy", "cross-entropy (nats)"),
+        Column("entropy", "entropy (nats)"),
+        Column("reverse_kl", "KL from teacher (nats)"),
     )
 }
 

@@ -156,12 +156,12 @@ class _Reports:
                 values[name] = sums / weights
         members = max(len(self._stage.seeds), 1)
         size = sum(stream.batch_size for stream in self._stage.data.values()) * members
-        values["images_per_second"] = count * size / seconds
+        values["examples_per_second"] = count * size / seconds
         values["stall"] = waited / seconds
         self._metrics.write(self._stage.name, step, "train", values)
         losses = [x for name, x in values.items() if name.rpartition("/")[2] == "loss"]
         loss = float(np.mean(losses[0])) if losses else float("nan")
-        self._display.update(step, loss, values["images_per_second"])
+        self._display.update(step, loss, values["examples_per_second"])
 
 
 class _Validator:

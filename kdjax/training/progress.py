@@ -47,8 +47,8 @@ class Display:
             self._bar.start()
 
     def update(self, step: int, loss: float, rate: float) -> None:
-        """Shows a step that has been computed, its loss, and images a second."""
-        text = f"loss {loss:.4f}  {rate:,.0f} images/s"
+        """Shows a step that has been computed, its loss, and examples a second."""
+        text = f"loss {loss:.4f}  {rate:,.0f} examples/s"
         now = time.monotonic()
         if self._bar is not None:
             self._bar.update(self._task, completed=step, text=text)

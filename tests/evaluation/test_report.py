@@ -30,7 +30,7 @@ def make(**changes):
             "train/loss": (steps, rng.random((3, 5))),
             "train/loss/kd": (steps, rng.random((3, 5))),
             "train/student/loss/hint": (steps, rng.random(3)),
-            "train/images_per_second": (steps, rng.random(3)),
+            "train/examples_per_second": (steps, rng.random(3)),
             "validation/accuracy": (steps, rng.random((3, 5))),
         },
     }

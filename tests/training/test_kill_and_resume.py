@@ -25,7 +25,7 @@ def start(workdir, *arguments):
 
 def metrics(workdir):
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in r.items() if k not in ("images_per_second", "stall")} for r in rows]
+    return [{k: v for k, v in r.items() if k not in ("examples_per_second", "stall")} for r in rows]
 
 
 @pytest.fixture(scope="module")

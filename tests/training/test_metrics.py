@@ -75,7 +75,7 @@ def test_a_window_is_the_mean_of_its_steps():
         [row["loss/ce"] for row in windows.rows], losses.reshape(4, 10).mean(1), rtol=1e-6
     )
     assert all(0 <= row["stall"] <= 1 for row in windows.rows)
-    assert all(row["images_per_second"] > 0 for row in windows.rows)
+    assert all(row["examples_per_second"] > 0 for row in windows.rows)
 
 
 class SlowStream(toys.TableStream):
