@@ -11,13 +11,13 @@ import functools
 import types
 import zlib
 from collections.abc import Generator, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kdjax import losses
+from kdjax import evaluation, losses
 from kdjax.data import Dataset, Split, resident, sequential
 from kdjax.networks import Network, logits_of
 from kdjax.training import Compute, Outcome, Program, Stage, Term, Validation, gather, mean
@@ -55,6 +55,13 @@ class Task:
     std: tuple[float, ...] | None = None
     cache_teacher: bool = False
 
+    # What methods know a task of this kind by; the method that trains one network alone; the
+    # metric that validation selects by; which scores are shown, the most important one first.
+    kind: ClassVar[str] = "classification"
+    baseline: ClassVar[str] = "supervised"
+    score: ClassVar[str] = "accuracy"
+    shown: ClassVar[tuple[str, ...]] = ("accuracy", "agreement", "ece")
+
     def __post_init__(self):
         if self.cache_teacher and self.training["student"].augment:
             raise ValueError(
@@ -70,15 +77,20 @@ class Task:
                 )
         if self.validate_every < 1:
             raise ValueError(f"validate_every must be at least 1, got {self.validate_every}")
-        sizes = {role: self._num_outputs(role) for role in self.networks}
-        for role, size in sizes.items():
+        self.check_outputs()
+
+    def check_outputs(self) -> None:
+        """Refuses networks whose classes are not those of the labels."""
+        for role in self.networks:
+            size = self.num_outputs(role)
             if size != self.dataset.num_classes:
                 raise ValueError(
                     f"the {role} has {size} classes, the data set {self.dataset.name!r} has "
                     f"{self.dataset.num_classes}: teacher, student and labels must agree"
                 )
 
-    def _num_outputs(self, role: str) -> int:
+    def num_outputs(self, role: str) -> int:
+        """The number of logits of a role's network."""
         network = self.networks[role]
 
         def outputs(rng, x):
@@ -130,16 +142,24 @@ class Task:
             std=self.std,
         )
 
+    def sequential(self, split: str):
+        """Every example of a split once, as it is; one stream a split."""
+        return _sequential(self.dataset.splits[split], self.mean, self.std)
+
     def validation(self, role: str) -> Validation:
         """Scores a role on the validation split, and keeps the best."""
         return Validation(
             classification_metrics(role, self.networks[role], self.input),
-            _sequential(self.dataset.splits["validation"], self.mean, self.std),
+            self.sequential("validation"),
             self.validate_every,
         )
 
     def distill(
-        self, program: Program, teacher: PyTree, extra: Mapping[str, PyTree] = NOTHING
+        self,
+        program: Program,
+        teacher: PyTree,
+        extra: Mapping[str, PyTree] = NOTHING,
+        memory: PyTree = None,
     ) -> Generator:
         """The stage `distill`: a fresh student, taught by `teacher` on the stream `train`.
 
@@ -148,38 +168,51 @@ class Task:
             the batch under `teacher_logits` where they were cached.
           teacher: its variables, frozen.
           extra: further roles of the program.
+          memory: what the program keeps besides variables, at the start; None: nothing.
         """
-        roles, fields = {"student": self.variables("student"), **extra}, {}
-        if self.cache_teacher:
-            found = yield Compute(
-                "teacher_logits", lambda rng: {"logits": self.predict("teacher", teacher, "train")}
-            )
-            fields["teacher_logits"] = found["logits"]
-        else:
-            roles["teacher"] = teacher
+        taught, fields = yield from self.taught(teacher)
         return (
             yield Stage(
                 "distill",
                 program,
-                roles,
+                {"student": self.variables("student"), **taught, **extra},
                 {"train": self.stream("student", fields=fields)},
                 self.training["student"].steps,
+                memory={} if memory is None else memory,
                 validation=self.validation("student"),
             )
         )
+
+    def taught(self, teacher: PyTree) -> Generator:
+        """`(roles, fields)`: the teacher as a frozen role, or its outputs as fields of `train`."""
+        if not self.cache_teacher:
+            return {"teacher": teacher}, {}
+        found = yield Compute(
+            "teacher_logits", lambda rng: {"logits": self.predict("teacher", teacher, "train")}
+        )
+        return {}, {"teacher_logits": found["logits"]}
 
     def predict(self, role: str, variables: PyTree, split: str = "test") -> np.ndarray:
         """The logits of every example of a split, `[N, C]`, in evaluation mode.
 
         On several hosts each computes all of them; all must call it.
         """
-        stream = _sequential(self.dataset.splits[split], self.mean, self.std)
+        stream = self.sequential(split)
         forward = _forward(self.networks[role], stream.assemble, self.input)
         variables, parts = gather(variables), []
         for item in stream.items(whole=True):
             logits, where = forward(variables, stream.table, item)
             parts.append(np.asarray(logits)[np.asarray(where)])
         return np.concatenate(parts)
+
+    def reference(self, teacher: PyTree) -> np.ndarray:
+        """What `scores` compares with: the teacher's logits on the test split, `[N, C]`."""
+        return self.predict("teacher", teacher)
+
+    def scores(self, role: str, variables: PyTree, reference: np.ndarray | None) -> dict:
+        """Metric -> number on the test split, compared with the teacher's unless that is None."""
+        labels = self.dataset.splits["test"].arrays()["label"]
+        return evaluation.scores(self.predict(role, variables), labels, reference)
 
     def with_teacher(self, variables: PyTree) -> Task:
         """This task with a teacher that is already trained."""
