@@ -13,6 +13,7 @@ constants; a divergence, of p and q, differentiates both.
     divergences   between distributions
     rankings      ordered items
     sequences     tokens of language models
+    vocabularies  the same from hidden states and heads, never [tokens, vocabulary]
     contrast      pairs against negatives
     features      maps and vectors inside
     relations     examples of a batch among themselves
@@ -152,6 +153,7 @@ from kdjax.losses.features import (
     vid,
 )
 from kdjax.losses.gradients import gradient_align
+from kdjax.losses.interpolation import TaidState, interpolated_teacher_logits, taid, taid_update
 from kdjax.losses.layers import (
     minilm_attention,
     minilm_relation,
@@ -375,6 +377,17 @@ from kdjax.losses.transport import (
     sinkhorn_kd,
     sinkhorn_plan,
 )
+from kdjax.losses.vocabulary import (
+    linear_alpha_beta,
+    linear_cross_entropy,
+    linear_generalized_jsd,
+    linear_kl,
+    linear_reverse_kl,
+    linear_skewed_kl,
+    linear_taid,
+    linear_total_variation,
+)
+from kdjax.losses.vocabulary_arguments import Head
 from kdjax.losses.zero_cost import (
     epe_nas,
     fisher,
@@ -394,7 +407,9 @@ __all__ = [
     "ClassEmbeddings",
     "ClassMemory",
     "FloatFormat",
+    "Head",
     "Quantized",
+    "TaidState",
     "Transport",
     "activation_boundary",
     "activation_loss",
@@ -515,6 +530,7 @@ __all__ = [
     "importance_loss",
     "in_batch_scores",
     "info_nce",
+    "interpolated_teacher_logits",
     "intra_class_feature_variation",
     "ipo",
     "jacobian_covariance",
@@ -540,7 +556,15 @@ __all__ = [
     "lambdarank",
     "learned_step_quantize",
     "learned_temperature",
+    "linear_alpha_beta",
+    "linear_cross_entropy",
+    "linear_generalized_jsd",
+    "linear_kl",
+    "linear_reverse_kl",
     "linear_schedule",
+    "linear_skewed_kl",
+    "linear_taid",
+    "linear_total_variation",
     "listmle",
     "listmle_weights",
     "listnet",
@@ -656,6 +680,8 @@ __all__ = [
     "switch_balance",
     "symmetric_scale",
     "synflow",
+    "taid",
+    "taid_update",
     "target_regression",
     "taylor_correlation",
     "teacher_mixed_weights",

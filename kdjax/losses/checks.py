@@ -178,7 +178,7 @@ def count(minimum: int, maximum: int | None = None, **named: int) -> None:
 def positive(**named: Scalar) -> None:
     """Each number must be finite and > 0."""
     for name, value in named.items():
-        known = _known(name, value)
+        known = number(name, value)
         if known is not None and not 0 < known < math.inf:
             raise ValueError(f"{name} must be finite and > 0, got {known}")
 
@@ -186,7 +186,7 @@ def positive(**named: Scalar) -> None:
 def not_negative(**named: Scalar) -> None:
     """Each number must be finite and >= 0."""
     for name, value in named.items():
-        known = _known(name, value)
+        known = number(name, value)
         if known is not None and not 0 <= known < math.inf:
             raise ValueError(f"{name} must be finite and >= 0, got {known}")
 
@@ -194,7 +194,7 @@ def not_negative(**named: Scalar) -> None:
 def fraction(**named: Scalar) -> None:
     """Each number must lie in [0, 1]."""
     for name, value in named.items():
-        known = _known(name, value)
+        known = number(name, value)
         if known is not None and not 0 <= known <= 1:
             raise ValueError(f"{name} must lie in [0, 1], got {known}")
 
@@ -202,7 +202,7 @@ def fraction(**named: Scalar) -> None:
 def finite(**named: Scalar) -> None:
     """Each number must be finite."""
     for name, value in named.items():
-        known = _known(name, value)
+        known = number(name, value)
         if known is not None and not math.isfinite(known):
             raise ValueError(f"{name} must be finite, got {known}")
 
@@ -213,7 +213,7 @@ def choice(name: str, value: str, options: tuple[str, ...]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, options))}, got {value!r}")
 
 
-def _known(name: str, value: Scalar) -> float | None:
+def number(name: str, value: Scalar) -> float | None:
     """The number, or None where it is only known when the compiled function runs."""
     is_number = isinstance(value, numbers.Real | np.number) and not isinstance(value, bool)
     if not is_number and not isinstance(value, jax.Array | np.ndarray):
