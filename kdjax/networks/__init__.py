@@ -31,6 +31,7 @@ from kdjax.networks.projectors import (
 )
 from kdjax.networks.registry import NAMES, build
 from kdjax.networks.resnet import ResNet
+from kdjax.networks.transformer import Decoder, DecoderConfig
 from kdjax.networks.vit import ViT
 from kdjax.networks.wrn import WideResNet
 
@@ -41,6 +42,8 @@ __all__ = [
     "Applied",
     "ClassifierHead",
     "ConvRegressor",
+    "Decoder",
+    "DecoderConfig",
     "FactorEncoder",
     "LinearEmbedding",
     "Network",

@@ -14,6 +14,7 @@ from kdjax.networks.linen import from_linen
 from kdjax.networks.mlp import MLP
 from kdjax.networks.network import Network
 from kdjax.networks.resnet import ResNet
+from kdjax.networks.transformer import Decoder, DecoderConfig
 from kdjax.networks.vit import ViT
 from kdjax.networks.wrn import WideResNet
 
@@ -38,9 +39,10 @@ def build(name: str, num_classes: int, **options: Any) -> Network:
     So programs that are built on it share their compilation.
 
     Args:
-      name: one of `NAMES`, or `wrn_<depth>_<widen>` of any depth 6n + 4 and width.
-      num_classes: C, at least 1.
-      **options: attributes of the module that differ from what the name stands for.
+      name: one of `NAMES`, or `wrn_<depth>_<widen>` of any depth 6n + 4 and width, or "decoder".
+      num_classes: C, at least 1; the vocabulary of a decoder.
+      **options: attributes of the module that differ from what the name stands for; the fields of
+        `DecoderConfig` for a decoder.
 
     Raises:
       ValueError: unknown name or option (the nearest valid one is named), or a bad value.
@@ -52,12 +54,14 @@ def build(name: str, num_classes: int, **options: Any) -> Network:
         module, preset = NAMES[name]
     elif match := re.fullmatch(r"wrn_(\d+)_(\d+)", name):
         module, preset = WideResNet, {"depth": int(match[1]), "widen": int(match[2])}
+    elif name == "decoder":
+        module, preset = DecoderConfig, {}
     else:
-        raise ValueError(f"unknown network {name!r}; {_nearest(name, NAMES)}")
+        raise ValueError(f"unknown network {name!r}; {_nearest(name, [*NAMES, 'decoder'])}")
     if not isinstance(num_classes, int) or num_classes < 1:
         raise ValueError(f"num_classes must be a positive integer, got {num_classes!r}")
     fields = {field.name for field in dataclasses.fields(module)}
-    valid = sorted(fields - {"parent", "name", "num_classes"})
+    valid = sorted(fields - {"parent", "name", "num_classes", "vocabulary"})
     for option in options:
         if option not in valid:
             raise ValueError(f"{name} has no option {option!r}; {_nearest(option, valid)}")
@@ -67,7 +71,9 @@ def build(name: str, num_classes: int, **options: Any) -> Network:
 
 
 @functools.cache
-def _build(module: type[nn.Module], num_classes: int, options: tuple) -> Network:
+def _build(module: type, num_classes: int, options: tuple) -> Network:
+    if module is DecoderConfig:
+        return from_linen(Decoder(DecoderConfig(vocabulary=num_classes, **dict(options))))
     return from_linen(module(num_classes, **dict(options)))
 
 

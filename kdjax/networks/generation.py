@@ -1,0 +1,330 @@
+"""Sampling from decoders: one forward of the prompts, then one token a step, in one program."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from kdjax.networks.network import Network
+from kdjax.networks.transformer import DecoderConfig, empty_cache, head, project
+
+Variables = Mapping[str, Any]
+
+
+class Generated(NamedTuple):
+    """What `generate` returns, for B prompts of P places and at most N new tokens.
+
+    Attributes:
+      tokens: int32 [B, P + N], the prompts as they came, what was sampled, then zeros.
+      completion: bool [B, P + N], what was sampled: a stop token counts, what follows it does not.
+      log_probs: float32 [B, N], of the sampled tokens under the model at temperature 1 and before
+        any truncation (of the mixture, where there is one); 0 outside the completion.
+      truncated: bool [B], whether the sequence ended at N tokens without a stop token.
+    """
+
+    tokens: Int[Array, "batch total"]
+    completion: Bool[Array, "batch total"]
+    log_probs: Float[Array, "batch new"]
+    truncated: Bool[Array, " batch"]
+
+
+class Mixture(NamedTuple):
+    """A second decoder that is mixed in: `p = (1 - weight) p_model + weight p_other`.
+
+    Attributes:
+      network: the other decoder, over the same vocabulary.
+      config: its config.
+      variables: its variables.
+      weight: in [0, 1]; may be traced.
+    """
+
+    network: Network
+    config: DecoderConfig
+    variables: Variables
+    weight: float | Float[Array, ""]
+
+
+def generate(
+    network: Network,
+    config: DecoderConfig,
+    variables: Variables,
+    prompts: Int[Array, "batch prompt"],
+    prompt_where: Bool[Array, "batch prompt"],
+    rng: Key[Array, "*batch"],
+    *,
+    max_new_tokens: int,
+    temperature: float | Float[Array, ""] = 1.0,
+    top_k: int | None = None,
+    top_p: float | Float[Array, ""] | None = None,
+    stop: tuple[int, ...] = (),
+    mixture: Mixture | None = None,
+) -> Generated:
+    """Continues prompts: `y_t ~ truncate(softmax(log p(. | prompt, y_<t) / temperature))`.
+
+    Nothing is differentiated. Compiles once for each network, shape, `max_new_tokens`, `top_k` and
+    number of stop ids, and ends when all sequences have. A row's tokens depend on its prompt and
+    its key alone: neither on the other rows nor on the padding.
+
+    Args:
+      network: a decoder (`transformer.Decoder`).
+      config: its config.
+      variables: its variables.
+      prompts: int [B, P], ids in [0, V), left-padded: every prompt ends at the last place.
+      prompt_where: bool [B, P], which places hold a prompt. A row without any gets no completion.
+      rng: a key, from which row b draws with `fold_in(rng, b)`; or keys [B], one a row, where the
+        draw is to follow the example and not its place in the batch.
+      max_new_tokens: N, at least 1.
+      temperature: at least 0; 0 takes the most probable token.
+      top_k: only the k most probable tokens. None: all.
+      top_p: only the most probable tokens that together reach the probability p in (0, 1], at least
+        one; of the distribution that temperature and `top_k` leave. None: all.
+      stop: ids that end a sequence.
+      mixture: a second decoder whose distribution is mixed in, before temperature and truncation.
+
+    Returns:
+      A `Generated`.
+
+    Raises:
+      TypeError: tokens, mask or keys of another type.
+      ValueError: shapes that do not fit; P + N above `max_length` of a config; a value out of
+        range; a prompt that does not end at the last place (where the mask's values are known; a
+        traced one counts as a row without a prompt).
+
+    Nucleus sampling: Holtzman et al. 2020 (arXiv:1904.09751). Mixing the teacher in: Gu et al. 2024
+    (arXiv:2306.08543), section 2.2.
+
+    >>> from kdjax.networks import DecoderConfig, build
+    >>> options = {"width": 8, "num_layers": 1, "num_heads": 2, "hidden": 8}
+    >>> decoder, config = build("decoder", 11, **options), DecoderConfig(vocabulary=11, **options)
+    >>> prompts, rng = jnp.array([[3, 1, 4]]), jax.random.key(0)
+    >>> variables = decoder.init(rng, prompts)
+    >>> where = jnp.ones((1, 3), bool)
+    >>> generate(decoder, config, variables, prompts, where, rng, max_new_tokens=2).tokens.shape
+    (1, 5)
+    """
+    _check(config, prompts, prompt_where, max_new_tokens, mixture)
+    _check_sampling(config, temperature, top_k, top_p, stop)
+    batch = prompts.shape[0]
+    if not jnp.issubdtype(rng.dtype, jax.dtypes.prng_key):
+        raise TypeError(f"rng must be made by jax.random.key, got an array of dtype {rng.dtype}")
+    if rng.shape not in ((), (batch,)):
+        raise ValueError(f"rng must be one key or one a prompt, [{batch}], got shape {rng.shape}")
+    if rng.ndim == 0:
+        rng = jax.vmap(jax.random.fold_in, (None, 0))(rng, jnp.arange(batch))
+    models, weight = [(network, config)], None
+    all_variables = [variables]
+    if mixture is not None:
+        models.append((mixture.network, mixture.config))
+        all_variables.append(mixture.variables)
+        weight = jnp.asarray(mixture.weight, jnp.float32)
+    return _generate(
+        tuple(models),
+        jax.lax.stop_gradient(tuple(all_variables)),
+        jnp.asarray(prompts, jnp.int32),
+        jnp.asarray(prompt_where),
+        rng,
+        jax.lax.stop_gradient(jnp.asarray(temperature, jnp.float32)),
+        jax.lax.stop_gradient(weight),
+        None if top_p is None else jnp.float32(top_p),
+        jnp.array(stop, jnp.int32),
+        max_new_tokens=max_new_tokens,
+        top_k=top_k,
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("models", "max_new_tokens", "top_k"))
+def _generate(
+    models,
+    variables,
+    prompts,
+    where,
+    keys,
+    temperature,
+    weight,
+    top_p,
+    stop,
+    *,
+    max_new_tokens,
+    top_k,
+):
+    batch, length = prompts.shape
+    steps = max_new_tokens
+
+    def forward(tokens, positions, segments, caches):
+        """Log-probabilities of the token after the last one, [B, V], and the new caches."""
+        log_probs, updated = [], []
+        for (network, config), own, cache in zip(models, variables, caches):
+            output = network.apply(own, tokens, positions, segments, cache).output
+            logits = project(output["features"][:, -1], head(own), config.logit_softcap)
+            log_probs.append(jax.nn.log_softmax(logits.astype(jnp.float32)))
+            updated.append(output["cache"])
+        if len(models) == 1:
+            return log_probs[0], updated
+        # log1p(-1) and log(0) are -inf, which logaddexp takes as a weight of 0.
+        return jnp.logaddexp(
+            log_probs[0] + jnp.log1p(-weight), log_probs[1] + jnp.log(weight)
+        ), updated
+
+    def sample(step, log_probs, state):
+        """The state with the token of that step."""
+        step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, step)
+        token = jax.vmap(draw, (0, 0, None, None, None))(
+            step_keys, log_probs, temperature, top_k, top_p
+        )
+        active = ~state["done"]
+        chosen = jnp.take_along_axis(log_probs, token[:, None], -1)[:, 0]
+        stopped = (token[:, None] == stop).any(-1)
+        return {
+            "tokens": state["tokens"].at[:, step].set(jnp.where(active, token, 0)),
+            "completion": state["completion"].at[:, step].set(active),
+            "log_probs": state["log_probs"].at[:, step].set(jnp.where(active, chosen, 0)),
+            "done": state["done"] | stopped,
+        }
+
+    has_prompt = where[:, -1]
+    where = where & has_prompt[:, None]
+    lengths = where.sum(-1, dtype=jnp.int32)
+    caches = [empty_cache(config, batch, length + steps) for _, config in models]
+    positions = jnp.maximum(jnp.cumsum(where, -1, dtype=jnp.int32) - 1, 0)
+    log_probs, caches = forward(prompts, positions, where.astype(jnp.int32), caches)
+    state = sample(
+        0,
+        log_probs,
+        {
+            "tokens": jnp.zeros((batch, steps), jnp.int32),
+            "completion": jnp.zeros((batch, steps), bool),
+            "log_probs": jnp.zeros((batch, steps), jnp.float32),
+            "done": ~has_prompt,
+        },
+    )
+
+    def unfinished(carry):
+        step, state, _ = carry
+        return (step < steps) & ~state["done"].all()
+
+    def advance(carry):
+        step, state, caches = carry
+        previous = jax.lax.dynamic_slice_in_dim(state["tokens"], step - 1, 1, axis=1)
+        segments = (~state["done"])[:, None].astype(jnp.int32)
+        log_probs, caches = forward(previous, (lengths + step - 1)[:, None], segments, caches)
+        return step + 1, sample(step, log_probs, state), caches
+
+    _, state, _ = jax.lax.while_loop(unfinished, advance, (1, state, caches))
+    return Generated(
+        jnp.concatenate([prompts, state["tokens"]], axis=1),
+        jnp.concatenate([jnp.zeros_like(where), state["completion"]], axis=1),
+        state["log_probs"],
+        ~state["done"],
+    )
+
+
+def draw(
+    rng: Key[Array, ""],
+    log_probs: Float[Array, " vocabulary"],
+    temperature: float | Float[Array, ""] = 1.0,
+    top_k: int | None = None,
+    top_p: float | Float[Array, ""] | None = None,
+) -> Int[Array, ""]:
+    """One token from `truncate(softmax(log_probs / temperature))`.
+
+    The Gumbel-max form, `argmax(log_probs + temperature * gumbel)`, in which a temperature of 0,
+    traced or not, takes the most probable token.
+
+    Args:
+      rng: a key.
+      log_probs: float [V], up to a constant; -inf is never drawn.
+      temperature: at least 0.
+      top_k: only the k most probable.
+      top_p: of those, the fewest most probable whose probability reaches p.
+
+    Returns:
+      int32, in [0, V).
+
+    >>> int(draw(jax.random.key(0), jnp.log(jnp.array([0.1, 0.6, 0.3])), top_p=0.5))
+    1
+    """
+    ids = None
+    if top_k is not None or top_p is not None:
+        log_probs, ids = jax.lax.top_k(log_probs, top_k or log_probs.shape[-1])
+    if top_p is not None:
+        # The largest comes first: its quotient is 0, whatever the temperature.
+        cold = jnp.finfo(log_probs.dtype).tiny
+        scaled = (log_probs - log_probs[0]) / jnp.maximum(temperature, cold)
+        probabilities = jax.nn.softmax(scaled)
+        before = jnp.cumsum(probabilities) - probabilities
+        # At p = 1 rounding alone would decide over the last ones.
+        log_probs = jnp.where((before < top_p) | (top_p >= 1), log_probs, -jnp.inf)
+    noise = jax.random.gumbel(rng, log_probs.shape, log_probs.dtype)
+    place = jnp.argmax(log_probs + temperature * noise).astype(jnp.int32)
+    return place if ids is None else ids[place]
+
+
+def _check(config, prompts, prompt_where, max_new_tokens, mixture):
+    if not jnp.issubdtype(prompts.dtype, jnp.integer):
+        raise TypeError(f"prompts must be integers, got dtype {prompts.dtype}")
+    if prompts.ndim != 2 or 0 in prompts.shape:
+        raise ValueError(f"prompts must be shaped [batch, prompt], got shape {prompts.shape}")
+    if prompt_where.dtype != jnp.bool_:
+        raise TypeError(f"prompt_where must be boolean, got dtype {prompt_where.dtype}")
+    if prompt_where.shape != prompts.shape:
+        raise ValueError(
+            f"prompt_where must have the shape {prompts.shape} of prompts, got {prompt_where.shape}"
+        )
+    _check_count("max_new_tokens", max_new_tokens)
+    for name, limit in (("config", config), ("mixture.config", mixture and mixture.config)):
+        if limit and prompts.shape[1] > limit.max_length - max_new_tokens:
+            raise ValueError(
+                f"prompts must be at most max_length - max_new_tokens = {limit.max_length} - "
+                f"{max_new_tokens} long ({name}), got {prompts.shape[1]}"
+            )
+    if mixture is not None and mixture.config.vocabulary != config.vocabulary:
+        raise ValueError(
+            f"mixture must have the vocabulary {config.vocabulary} of config, "
+            f"got {mixture.config.vocabulary}"
+        )
+    weight = None if mixture is None else _known(mixture.weight)
+    if weight is not None and not 0 <= weight <= 1:
+        raise ValueError(f"mixture.weight must be in [0, 1], got {weight}")
+    if not isinstance(prompt_where, jax.core.Tracer):
+        known = np.asarray(prompt_where)
+        # Once a prompt has begun it goes on to the last place.
+        gaps = np.flatnonzero((known[:, :-1] & ~known[:, 1:]).any(-1))
+        if gaps.size:
+            raise ValueError(
+                "prompts must be left-padded, but prompt_where has False after True in row "
+                f"{gaps[0]}"
+            )
+
+
+def _check_sampling(config, temperature, top_k, top_p, stop):
+    known = _known(temperature)
+    if known is not None and not 0 <= known < np.inf:
+        raise ValueError(f"temperature must be finite and at least 0, got {known}")
+    if top_k is not None:
+        _check_count("top_k", top_k)
+        if top_k > config.vocabulary:
+            raise ValueError(
+                f"top_k must be at most the vocabulary, {config.vocabulary}, got {top_k}"
+            )
+    known = None if top_p is None else _known(top_p)
+    if known is not None and not 0 < known <= 1:
+        raise ValueError(f"top_p must be in (0, 1], got {top_p}")
+    for token in stop:
+        if not 0 <= token < config.vocabulary:
+            raise ValueError(f"stop ids must be in [0, {config.vocabulary}), got {token}")
+
+
+def _check_count(name, value):
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} must be a positive integer, got {value!r}")
+
+
+def _known(value) -> float | None:
+    """The number, or None while it is traced."""
+    return None if isinstance(value, jax.core.Tracer) else float(value)
