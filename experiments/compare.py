@@ -21,7 +21,7 @@ import numpy as np
 from absl import flags
 from ml_collections import config_flags
 
-from experiments import configuration
+from experiments import configuration, tasks
 from kdjax import evaluation, methods
 from kdjax.evaluation.tables import column
 from kdjax.methods.task import Task
@@ -66,7 +66,7 @@ def main(argv: Sequence[str]) -> None:
     if not seeds:
         raise configuration.ConfigError(f"config.seeds must be at least 1, got {config.seeds}")
     arms = {
-        name: configuration.method(fields, f"config.arms.{name}")
+        name: tasks.method(config, fields, f"config.arms.{name}")
         for name, fields in config.arms.items()
     }
     if config.baseline not in arms:
@@ -76,15 +76,15 @@ def main(argv: Sequence[str]) -> None:
     single = ml_collections.ConfigDict(
         {k: v for k, v in config.items() if k in configuration.FIELDS}
     )
-    found = configuration.dataset(config.data)
-    first = configuration.task(single, found)
-    tasks = [dataclasses.replace(first, seed=seed) for seed in seeds]
+    found = tasks.dataset(config)
+    first = tasks.task(single, found)
+    members = [dataclasses.replace(first, seed=seed) for seed in seeds]
     settings = configuration.settings(config)
     configuration.claim(workdir, config)
     display, began = Display(), time.monotonic()
 
     if config.vmap:
-        recipes = [arms_of(task, arms) for task in tasks]
+        recipes = [arms_of(task, arms) for task in members]
         outcomes = run(
             together(recipes, seeds, tuple(config.apart)),
             workdir=workdir,
@@ -94,7 +94,7 @@ def main(argv: Sequence[str]) -> None:
         folders = [(workdir, k) for k in range(len(seeds))]
     else:
         outcomes, folders = [], []
-        for task in tasks:
+        for task in members:
             folder = workdir / f"seed-{task.seed}"
             display.say(f"seed {task.seed}")
             outcomes.append(
@@ -114,7 +114,7 @@ def main(argv: Sequence[str]) -> None:
     results = pathlib.Path(RESULTS.value) if RESULTS.value else workdir / "results"
     environment = evaluation.environment()
     teachers = []
-    for task, (teacher, trained), (folder, member) in zip(tasks, outcomes, folders):
+    for task, (teacher, trained), (folder, member) in zip(members, outcomes, folders):
         taught = task.reference(teacher)
         teachers.append(task.scores("teacher", teacher, None)[task.shown[0]])
         for name, student in trained.items():

@@ -96,7 +96,8 @@ def plain(value: Any) -> Any:
     return value
 
 
-def _training(where: str, fields: Mapping[str, Any]) -> Training:
+def training(where: str, fields: Mapping[str, Any]) -> Training:
+    """How a role is trained, of a config's `training`."""
     only(where, fields, [field.name for field in dataclasses.fields(Training)])
     try:
         augment = data.augmentations(fields.get("augment", ()))
@@ -142,7 +143,7 @@ def task(config: ml_collections.ConfigDict, found: data.Dataset | None = None) -
     only("config", config, FIELDS)
     finite("config", config)
     found = found or dataset(config.data)
-    nets, training = {}, {}
+    nets, trainings = {}, {}
     for role in ("teacher", "student"):
         fields = plain(config[role])
         only(f"config.{role}", fields, ("network", "training", "checkpoint", "cached"))
@@ -152,11 +153,11 @@ def task(config: ml_collections.ConfigDict, found: data.Dataset | None = None) -
             nets[role] = networks.build(name, num_classes=found.num_classes, **options)
         except (ValueError, TypeError) as error:
             raise ConfigError(f"config.{role}.network: {error}") from error
-        training[role] = _training(f"config.{role}.training", fields["training"])
+        trainings[role] = training(f"config.{role}.training", fields["training"])
     made = Task(
         found,
         nets,
-        training,
+        trainings,
         seed=config.seed,
         validate_every=config.validate_every,
         mean=tuple(config.data.get("mean", ())) or None,

@@ -16,9 +16,8 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-from experiments import configuration
-from kdjax import evaluation
-from kdjax.methods import supervised
+from experiments import configuration, reports, tasks
+from kdjax import evaluation, methods
 from kdjax.methods.task import Task
 from kdjax.training import Display, read_metrics, run, save_variables
 
@@ -38,11 +37,12 @@ PROCESS = flags.DEFINE_integer("process", -1, "The number of this process, with 
 
 def experiment(task: Task, module, config) -> Generator:
     """The teacher, the student alone and the distilled student of a task."""
-    teacher = yield from supervised.teacher(task)
+    baseline = methods.get(task.baseline)
+    teacher = yield from baseline.teacher(task)
     task = task.with_teacher(teacher)
-    alone = yield from supervised.recipe(task, supervised.Config())
+    alone = yield from baseline.recipe(task, baseline.Config())
     distilled = alone
-    if module is not supervised:
+    if module is not baseline:
         distilled = yield from module.recipe(task, config)
     return teacher, alone, distilled
 
@@ -59,8 +59,8 @@ def main(argv: Sequence[str]) -> None:
         jax.config.update("jax_compilation_cache_dir", CACHE.value)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     config, workdir = CONFIG.value, pathlib.Path(WORKDIR.value)
-    module, method_config = configuration.method(config.method)
-    task = configuration.task(config)
+    module, method_config = tasks.method(config, config.method, "config.method")
+    task = tasks.task(config)
     settings = configuration.settings(config)
     for role, training in task.training.items():
         settings.layout.check_batch(f"train of the {role}", training.batch_size)
@@ -76,27 +76,25 @@ def main(argv: Sequence[str]) -> None:
         display=display,
     )
     models = {"teacher": teacher, "student alone": alone.last}
-    if module is not supervised:
+    if module is not methods.get(task.baseline):
         models["distilled student"] = distilled.last
     for name, variables in models.items():
         save_variables(workdir / "weights" / name.replace(" ", "_"), variables)
-    roles = {name: "teacher" if name == "teacher" else "student" for name in models}
-    predictions = {n: task.predict(roles[n], v) for n, v in models.items()}
-    if jax.process_index() != 0:
-        return
-    report = evaluation.Report(
+    first, path = jax.process_index() == 0, workdir / "report.html"
+    table = reports.write(
+        task,
+        models,
+        path,
+        first,
         title=f"{config.method.name} on {task.dataset.name}",
-        models=predictions,
-        labels=task.dataset.splits["test"].arrays()["label"],
-        class_names=tuple(task.dataset.class_names),
-        curves=evaluation.curves(read_metrics(workdir)),
+        curves=evaluation.curves(read_metrics(workdir)) if first else {},
         config=configuration.plain(config),
         environment=evaluation.environment(),
         seconds=time.monotonic() - began,
     )
-    path = evaluation.write_report(workdir / "report.html", report)
-    print(evaluation.summary_table(report))
-    print(f"report: {path}")
+    if first:
+        print(table)
+        print(f"report: {path}")
 
 
 if __name__ == "__main__":

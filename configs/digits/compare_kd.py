@@ -13,6 +13,6 @@ def get_config():
     config = base.get_config()
     config.name = "digits-kd"
     config.arms = {"supervised": dict(name="supervised")}
-    for loss in kd.DEFAULTS:
+    for loss in ("kd", "dkd", "dist", "nkd", "logit_standardized_kd"):
         config.arms[loss] = dict(name="kd", **dataclasses.asdict(kd.Config.of(loss)))
     return config

@@ -8,7 +8,20 @@ import importlib
 from types import ModuleType
 from typing import Any
 
-NAMES = ("supervised", "kd", "plackett_luce", "dual_head_kd")
+NAMES = (
+    "supervised",
+    "kd",
+    "plackett_luce",
+    "dual_head_kd",
+    "sinkd",
+    "language_model",
+    "taid",
+    "sequence_kd",
+    "gkd",
+    "distillm",
+    "minillm",
+    "opsd",
+)
 
 
 def nearest(name: str, names) -> str:
@@ -30,6 +43,18 @@ def get(name: str) -> ModuleType:
     if name not in NAMES:
         raise ValueError(f"there is no method {name!r}{nearest(name, NAMES)}")
     return importlib.import_module(f"kdjax.methods.{name}")
+
+
+def check_task(name: str, kind: str) -> None:
+    """Refuses a method that tasks of this kind cannot use; `TASKS` of its module says which can.
+
+    >>> check_task("kd", "language")
+    Traceback (most recent call last):
+    ValueError: kd is for classification tasks; this one is a language task
+    """
+    kinds = getattr(get(name), "TASKS", ("classification",))
+    if kind not in kinds:
+        raise ValueError(f"{name} is for {' and '.join(kinds)} tasks; this one is a {kind} task")
 
 
 def configure(name: str, **fields: Any):

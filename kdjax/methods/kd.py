@@ -11,8 +11,11 @@ Hinton et al. 2015 (arXiv:1503.02531) and the losses that took its place in the 
 | `dist` | correlation between and within classes | Huang et al. 2022, arXiv:2205.10536 |
 | `nkd` | target and renormalised non-target cross-entropy | Yang et al. 2023, arXiv:2303.13005 |
 | `logit_standardized_kd` | KL of standardised logits | Sun et al. 2024, arXiv:2403.01427 |
+| `reverse_kl` | T^2 KL(student || teacher) at T | Gu et al. 2023, arXiv:2306.08543 |
+| `jsd` | T^2 JSD(teacher, student) at T | Agarwal et al. 2023, arXiv:2306.13649 |
 
-The defaults of each loss are its paper's for CIFAR-100.
+The defaults of each loss are its paper's for CIFAR-100; `reverse_kl` and `jsd`, which come from
+language models, have those of `kd`, so that nothing but the divergence is another.
 """
 
 from __future__ import annotations
@@ -38,6 +41,8 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "dist": dict(distillation_weight=2.0, temperature=4.0, beta=1.0, gamma=1.0),
     "nkd": dict(temperature=1.0, gamma=1.5),
     "logit_standardized_kd": dict(label_weight=0.1, distillation_weight=9.0, temperature=2.0),
+    "reverse_kl": dict(label_weight=0.1, distillation_weight=0.9, temperature=4.0),
+    "jsd": dict(label_weight=0.1, distillation_weight=0.9, temperature=4.0),
 }
 
 
@@ -87,6 +92,10 @@ class Config:
 def distance(config: Config):
     """`(student_logits, teacher_logits, labels, where) -> [B]`, the D of a config."""
     t, a, b, g = config.temperature, config.alpha, config.beta, config.gamma
+
+    def softened(divergence, student_logits, teacher_logits):
+        return t**2 * divergence(jax.lax.stop_gradient(teacher_logits) / t, student_logits / t)
+
     return {
         "kd": lambda s, p, y, w: losses.kd(s, p, temperature=t),
         "dkd": lambda s, p, y, w: losses.dkd(s, p, y, temperature=t, alpha=a, beta=b),
@@ -95,6 +104,8 @@ def distance(config: Config):
         "logit_standardized_kd": lambda s, p, y, w: losses.logit_standardized_kd(
             s, p, temperature=t
         ),
+        "reverse_kl": lambda s, p, y, w: softened(losses.reverse_kl, s, p),
+        "jsd": lambda s, p, y, w: softened(losses.generalized_jsd, s, p),
     }[config.loss]
 
 

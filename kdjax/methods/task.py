@@ -171,17 +171,23 @@ class Task:
           memory: what the program keeps besides variables, at the start; None: nothing.
         """
         taught, fields = yield from self.taught(teacher)
+        student = yield from self.start("student")
         return (
             yield Stage(
                 "distill",
                 program,
-                {"student": self.variables("student"), **taught, **extra},
+                {"student": student, **taught, **extra},
                 {"train": self.stream("student", fields=fields)},
                 self.training["student"].steps,
                 memory={} if memory is None else memory,
                 validation=self.validation("student"),
             )
         )
+
+    def start(self, role: str) -> Generator:
+        """The variables that a role's training begins with."""
+        yield from ()
+        return self.variables(role)
 
     def taught(self, teacher: PyTree) -> Generator:
         """`(roles, fields)`: the teacher as a frozen role, or its outputs as fields of `train`."""

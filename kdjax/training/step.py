@@ -34,6 +34,7 @@ def _act(update: Update, live, frozen, opt, memory, batch, context):
     if update.combine is not None:
         grads, extra = update.combine(grads)
         metrics.update(extra)
+    metrics["gradient_norm"] = Term(optax.tree.norm(grads), jnp.float32(1))
     changes, opt = update.optimizer(context.values).update(grads, opt, params)
     live, memory = put(result.variables, optax.apply_updates(params, changes)), result.memory
     if update.after is not None:

@@ -1,4 +1,10 @@
-"""One tiny task for all methods: shared networks, so that compiled programs are shared."""
+"""One tiny task for all methods: shared networks, so that compiled programs are shared.
+
+Makes `language_toys` importable by the tests.
+"""
+
+import sys
+from pathlib import Path
 
 import jax
 import pytest
@@ -6,6 +12,10 @@ import pytest
 from kdjax import data, networks
 from kdjax.methods.task import Task
 from kdjax.training.optimizers import Training
+
+sys.path.insert(0, str(Path(__file__).parent))  # for language_toys
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 
 @pytest.fixture(autouse=True, scope="module")

