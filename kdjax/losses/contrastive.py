@@ -158,8 +158,11 @@ def clip_info_nce(
     where = checks.boolean("where", where, (len(image),), "the batch")
     image, text = (jnp.where(where[:, None], x, 0.0) for x in (image, text))
     logits = scale * inner_products(image, text)
-    both = [log_space.safe_log_softmax(jnp.where(where, x, -jnp.inf)) for x in (logits, logits.T)]
-    return jnp.where(where, -(jnp.diagonal(both[0]) + jnp.diagonal(both[1])) / 2, 0.0)
+    # Both directions read one matrix as it lies in memory: rows of its transpose are far apart.
+    of_image = log_space.logsumexp(jnp.where(where[None, :], logits, -jnp.inf), axis=1)
+    of_text = log_space.logsumexp(jnp.where(where[:, None], logits, -jnp.inf), axis=0)
+    own = jnp.sum(jnp.where(jnp.eye(len(image), dtype=bool), logits, 0.0), axis=1)
+    return jnp.where(where, ((of_image - own) + (of_text - own)) / 2, 0.0)
 
 
 def in_batch_scores(

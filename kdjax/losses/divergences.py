@@ -44,7 +44,7 @@ def kl_divergence(p_logits: Logits, q_logits: Logits) -> Losses:
     >>> print(f"{kl_divergence(p_logits, q_logits):.4f}")
     1.1504
     """
-    return log_space.kl(*_log_probabilities(p_logits, q_logits))
+    return log_space.softmax_kl(*checks.logits(p_logits=p_logits, q_logits=q_logits))
 
 
 forward_kl = kl_divergence
@@ -72,8 +72,8 @@ def reverse_kl(p_logits: Logits, q_logits: Logits) -> Losses:
     >>> print(f"{reverse_kl(p_logits, q_logits):.4f} {forward_kl(p_logits, q_logits):.4f}")
     0.6931 49.3069
     """
-    log_p, log_q = _log_probabilities(p_logits, q_logits)
-    return log_space.kl(log_q, log_p)
+    p_logits, q_logits = checks.logits(p_logits=p_logits, q_logits=q_logits)
+    return log_space.softmax_kl(q_logits, p_logits)
 
 
 def jeffreys(p_logits: Logits, q_logits: Logits) -> Losses:
@@ -100,8 +100,8 @@ def jeffreys(p_logits: Logits, q_logits: Logits) -> Losses:
     >>> print(f"{jeffreys(jnp.array([0.0, 1.0, 2.0]), jnp.array([2.0, 1.0, 0.0])):.4f}")
     2.3008
     """
-    log_p, log_q = _log_probabilities(p_logits, q_logits)
-    return log_space.kl(log_p, log_q) + log_space.kl(log_q, log_p)
+    p_logits, q_logits = checks.logits(p_logits=p_logits, q_logits=q_logits)
+    return log_space.softmax_kl(p_logits, q_logits) + log_space.softmax_kl(q_logits, p_logits)
 
 
 def generalized_jsd(p_logits: Logits, q_logits: Logits, *, beta: Scalar = 0.5) -> Losses:
@@ -136,16 +136,17 @@ def generalized_jsd(p_logits: Logits, q_logits: Logits, *, beta: Scalar = 0.5) -
     >>> print(f"{generalized_jsd(p_logits, q_logits, beta=0.5):.4f}")
     0.2476
     """
-    log_p, log_q = _log_probabilities(p_logits, q_logits)
+    p_logits, q_logits = checks.logits(p_logits=p_logits, q_logits=q_logits)
     checks.fraction(beta=beta)
-    beta = jnp.asarray(beta, log_p.dtype)
+    beta = jnp.asarray(beta, p_logits.dtype)
     at_zero, at_one = beta == 0, beta == 1
+    log_p, log_q = log_space.safe_log_softmax(p_logits), log_space.safe_log_softmax(q_logits)
     log_mean = log_space.log_mixture(log_p, log_q, beta)
     jsd = beta * log_space.kl(log_p, log_mean) + (1 - beta) * log_space.kl(log_q, log_mean)
     # A divergence that is not chosen is computed between equal distributions, or its infinities
     # would turn the gradient into NaN.
-    forward = log_space.kl(jnp.where(at_zero, log_p, 0.0), jnp.where(at_zero, log_q, 0.0))
-    reverse = log_space.kl(jnp.where(at_one, log_q, 0.0), jnp.where(at_one, log_p, 0.0))
+    forward = log_space.softmax_kl(*(jnp.where(at_zero, x, 0.0) for x in (p_logits, q_logits)))
+    reverse = log_space.softmax_kl(*(jnp.where(at_one, x, 0.0) for x in (q_logits, p_logits)))
     return jnp.where(at_zero, forward, jnp.where(at_one, reverse, jsd))
 
 
@@ -229,8 +230,9 @@ def total_variation(p_logits: Logits, q_logits: Logits) -> Losses:
     >>> print(f"{total_variation(jnp.array([0.0, 1.0, 2.0]), jnp.array([2.0, 1.0, 0.0])):.4f}")
     0.5752
     """
-    log_p, log_q = _log_probabilities(p_logits, q_logits)
-    return 0.5 * jnp.sum(jnp.abs(jnp.exp(log_p) - jnp.exp(log_q)), axis=-1)
+    p_logits, q_logits = checks.logits(p_logits=p_logits, q_logits=q_logits)
+    gap = log_space.softmax(p_logits) - log_space.softmax(q_logits)
+    return 0.5 * jnp.sum(jnp.abs(gap), axis=-1)
 
 
 def alpha_beta_divergence(

@@ -100,9 +100,7 @@ def kd(student_logits: Logits, teacher_logits: Logits, *, temperature: Scalar = 
     """
     student, teacher = _pair(student_logits, teacher_logits)
     checks.positive(temperature=temperature)
-    log_q = log_space.safe_log_softmax(student / temperature)
-    log_p = log_space.safe_log_softmax(teacher / temperature)
-    return temperature**2 * log_space.kl(log_p, log_q)
+    return temperature**2 * log_space.softmax_kl(teacher / temperature, student / temperature)
 
 
 def dkd(

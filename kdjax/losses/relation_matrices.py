@@ -22,16 +22,35 @@ Anchors = Float[Array, "batch"]
 Relations = Float[Array, "batch batch"]
 
 
+@jax.custom_jvp
 def unit_vectors(vectors: Array) -> Array:
     """Vectors of the last axis divided by their length; a zero vector stays 0, without gradient.
 
-    Exact at any scale: the largest element is divided out before squaring.
+        u = x / |x|,   du = (dx - u (u . dx)) / |x|
+
+    Exact at any scale: the largest element is divided out before squaring. The derivative reads
+    the result, where an automatic one reads every step on the way to it.
     """
+    scaled, _, length = _lengths(vectors)
+    return scaled / length
+
+
+@unit_vectors.defjvp
+def _unit_vectors_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    unit, (tangent,) = unit_vectors(*primals), tangents
+    _, largest, length = _lengths(*primals)
+    across = tangent - unit * jnp.sum(unit * tangent, axis=-1, keepdims=True)
+    return unit, across / length / largest
+
+
+def _lengths(vectors: Array) -> tuple[Array, Array, Array]:
+    """Vectors over their largest element, that element (inf of a zero vector), and their length."""
     largest = jax.lax.stop_gradient(jnp.max(jnp.abs(vectors), axis=-1, keepdims=True))
     zero = largest < jnp.finfo(vectors.dtype).tiny
-    scaled = jnp.where(zero, 0.0, vectors / jnp.where(zero, 1.0, largest))
+    largest = jnp.where(zero, jnp.inf, largest)
+    scaled = vectors / largest
     square = jnp.sum(scaled**2, axis=-1, keepdims=True)
-    return scaled / jnp.sqrt(jnp.where(zero, 1.0, square))
+    return scaled, largest, jnp.sqrt(jnp.where(zero, 1.0, square))
 
 
 def row_normalized_gram(features: Examples, *, where: Mask | None = None) -> Relations:
@@ -259,5 +278,16 @@ def batch_of_examples(
     return tuple(jnp.where(where[:, None], array, 0.0) for array in arrays), where
 
 
+@jax.custom_jvp
 def gram(features: Array) -> Array:
+    """Inner products of all rows: [batch, features] -> [batch, batch]."""
     return jnp.matmul(features, features.T, precision=HIGHEST)
+
+
+@gram.defjvp
+def _gram_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    # The product rule's two terms are each other's transpose: one product serves both, and the
+    # gradient is one product too, with g + g^T.
+    (features,), (tangent,) = primals, tangents
+    half = jnp.matmul(tangent, features.T, precision=HIGHEST)
+    return gram(features), half + half.T
