@@ -102,10 +102,10 @@ def generate(
     >>> from kdjax.networks import DecoderConfig, build
     >>> options = {"width": 8, "num_layers": 1, "num_heads": 2, "hidden": 8}
     >>> decoder, config = build("decoder", 11, **options), DecoderConfig(vocabulary=11, **options)
-    >>> prompts, rng = jnp.array([[3, 1, 4]]), jax.random.key(0)
-    >>> variables = decoder.init(rng, prompts)
-    >>> where = jnp.ones((1, 3), bool)
-    >>> generate(decoder, config, variables, prompts, where, rng, max_new_tokens=2).tokens.shape
+    >>> prompts, where, rng = jnp.array([[3, 1, 4]]), jnp.ones((1, 3), bool), jax.random.key(0)
+    >>> def sample(variables):
+    ...     return generate(decoder, config, variables, prompts, where, rng, max_new_tokens=2)
+    >>> jax.eval_shape(sample, jax.eval_shape(decoder.init, rng, prompts)).tokens.shape
     (1, 5)
     """
     _check(config, prompts, prompt_where, max_new_tokens, mixture)

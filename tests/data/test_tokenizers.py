@@ -23,7 +23,7 @@ CHAT = (
     "{% if add_generation_prompt %}<|open|>assistant\n{% endif %}"
 )
 SPECIAL = ["<|end|>", "<|open|>", "<|close|>"]
-MERGES = ["h e", "l l", "he ll", "hell o", "Ġ w", "1 2"]
+MERGES = ["h e", "l l", "he ll", "hell o", "Ġ w", "1 2", "( h"]
 TEXTS = ["hello world", "  two\n\nlines\t", "naïve café \U0001f600", "a1234,b!?", "it's", ""]
 
 
@@ -94,9 +94,11 @@ def test_byte_level_merges_follow_their_order_and_the_file_s_way_to_cut():
     assert (with_start.start, with_start.pad) == (1, 2)
 
 
-def test_qwen_files_compose_characters():
+def test_qwen_files_compose_characters_and_cut_in_their_own_way():
     tokenizer = tokenizer_from_gguf(byte_level(pre="qwen2"), "x")
-    assert tokenizer.encode("e\u0301") == tokenizer.encode("\u00e9")
+    assert pieces(tokenizer, "e\u0301") == pieces(tokenizer, "\u00e9") == ["Ã", "©"]
+    assert pieces(tokenizer, "(h") == ["(h"]
+    assert pieces(tokenizer_from_gguf(byte_level(), "x"), "(h") == ["(", "h"]
 
 
 def test_sentence_pieces_merge_by_the_score_of_what_they_make():
@@ -151,7 +153,7 @@ def test_a_chat_template_cannot_leave_its_sandbox():
         (byte_level(pre="tekken"), "tokenizer.ggml.pre 'tekken' is not one of"),
         (byte_level(merges=None), "x has no tokenizer.ggml.merges"),
         (byte_level(eos_token_id=9999), "end must be the id of a token, got 9999"),
-        (byte_level(token_type=[3]), "265 tokens and 1 types"),
+        (byte_level(token_type=[3]), "266 tokens and 1 types"),
         (byte_level(tokens=["a", "a"], token_type=[1, 1]), "two tokens of the same text"),
         (sentence_piece(scores=[0.0]), "tokens and 1 scores"),
     ],

@@ -13,8 +13,6 @@ from kdjax import data, networks
 from kdjax.methods.task import Task
 from kdjax.training.optimizers import Training
 
-sys.path.insert(0, str(Path(__file__).parent))  # for language_toys
-
 sys.path.insert(0, str(Path(__file__).parent))
 
 

@@ -358,6 +358,7 @@ def test_gradients_are_finite_with_padding_and_padding_moves_no_attention():
         assert real["params"]["block0"][name]["kernel"].any()
 
 
+@pytest.mark.slow
 def test_rematerialisation_gives_the_same_gradient():
     for kept, recomputed in zip(gradient(False), gradient(True)):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), kept, recomputed)
