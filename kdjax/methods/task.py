@@ -171,12 +171,11 @@ class Task:
           memory: what the program keeps besides variables, at the start; None: nothing.
         """
         taught, fields = yield from self.taught(teacher)
-        student = yield from self.start("student")
         return (
             yield Stage(
                 "distill",
                 program,
-                {"student": student, **taught, **extra},
+                {"student": self.variables("student"), **taught, **extra},
                 {"train": self.stream("student", fields=fields)},
                 self.training["student"].steps,
                 memory={} if memory is None else memory,
@@ -184,10 +183,14 @@ class Task:
             )
         )
 
-    def start(self, role: str) -> Generator:
-        """The variables that a role's training begins with."""
+    def start(self, role: str) -> Generator:  # TODO remove
         yield from ()
         return self.variables(role)
+
+    def prepared(self) -> Generator:
+        """This task after what is done once before any method begins: here, nothing."""
+        yield from ()
+        return self
 
     def taught(self, teacher: PyTree) -> Generator:
         """`(roles, fields)`: the teacher as a frozen role, or its outputs as fields of `train`."""

@@ -19,7 +19,7 @@ from kdjax.training.state import pick
 
 TOKENIZER = CharacterTokenizer("abcdefghijk")  # 11 characters and the end: a vocabulary of 12
 PROMPT, LENGTH = 4, 10
-SIZES = {"train": 48, "validation": 12, "test": 12}
+SIZES = {"train": 48, "validation": 16, "test": 12}
 
 TEACHER = DecoderConfig(
     vocabulary=TOKENIZER.vocabulary, width=12, num_layers=1, num_heads=2, hidden=16, max_length=16

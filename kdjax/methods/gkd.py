@@ -1,0 +1,141 @@
+"""GKD: the student is corrected on what it writes itself.
+
+Agarwal et al. 2023, "On-Policy Distillation of Language Models: Learning from Self-Generated
+Mistakes", ICLR 2024 (arXiv:2306.13649).
+
+For every batch u is drawn from U(0, 1):
+
+    u < on_policy:  the student answers the prompts       (lambda of the paper)
+    else:           the data's answers, or, with `seq_kd`, the teacher's
+    L = the token mean of D(teacher, student), without a gradient through the sampling
+
+`on_policy` 0 with the KL is word-level distillation. `on_policy` 1 with the KL is ImitKD without
+its mixture of data (Lin et al. 2020, arXiv:2009.07253), which a value in between has, at a
+constant share where ImitKD lets it decay. The student should be able to write at the start:
+`warm_up` of the task, or `initial`. The paper's loss is a mean over sequences of their means; here,
+as in TRL, it is over tokens.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Generator
+
+import jax
+import jax.numpy as jnp
+
+from kdjax.methods import language_model, prompted, rollouts
+from kdjax.methods.language_task import LanguageTask, head_of, read, teach
+from kdjax.methods.task import Trained
+from kdjax.methods.token_divergence import Divergence, terms
+from kdjax.networks.transformer import DecoderConfig
+from kdjax.training import Evaluation, Program, Update, mean
+from kdjax.training.optimizers import Training
+
+TASKS = ("language",)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(Divergence):
+    """The loss, with the fields of `Divergence`, and who writes the answers. Defaults: TRL's.
+
+    Attributes:
+      on_policy: in [0, 1], the probability that the student answers a batch.
+      seq_kd: otherwise the teacher answers it, not the data.
+      sampling_temperature: >= 0, of both.
+    """
+
+    divergence: str = "generalized_jsd"
+    on_policy: float = 0.5
+    seq_kd: bool = False
+    sampling_temperature: float = 0.9
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 0 <= self.on_policy <= 1:
+            raise ValueError(f"on_policy must be in [0, 1], got {self.on_policy}")
+        if not self.sampling_temperature >= 0:
+            raise ValueError(
+                f"sampling_temperature must not be negative, got {self.sampling_temperature}"
+            )
+        if self.label_weight:
+            raise ValueError(
+                f"label_weight={self.label_weight} would teach the student its own samples: it "
+                "must be 0"
+            )
+
+
+@functools.lru_cache(maxsize=64)
+def program(
+    student: DecoderConfig,
+    teacher: DecoderConfig,
+    training: Training,
+    config: Config,
+    prompt_length: int,
+    stop: tuple[int, ...],
+) -> Program:
+    """One update of the student, on rows that are chosen, and written, in the step."""
+
+    def prepare(variables, batch, context):
+        train = batch["train"]
+        choice, writing = jax.random.split(jax.random.fold_in(context.rng, 0))
+        on_policy = jax.random.uniform(choice) < config.on_policy
+
+        def write(decoder, role):
+            found = rollouts.roll_out(
+                decoder,
+                variables[role],
+                train,
+                writing,
+                prompt_length=prompt_length,
+                stop=stop,
+                temperature=config.sampling_temperature,
+            )
+            return {n: found.batch[n].astype(train[n].dtype) for n in rollouts.ROW}
+
+        def otherwise():
+            if config.seq_kd:
+                return write(teacher, "teacher")
+            return {n: train[n] for n in rollouts.ROW}
+
+        if config.on_policy == 0:
+            rows = otherwise()
+        elif config.on_policy == 1:
+            rows = write(student, "student")
+        else:
+            rows = jax.lax.cond(on_policy, lambda: write(student, "student"), otherwise)
+        flag = jnp.full(train["where"].shape, on_policy, jnp.float32)
+        return taught(variables, {**batch, "train": {**train, **rows, "on_policy": flag}}, context)
+
+    taught = teach(teacher)
+
+    def objective(variables, batch, context):
+        batch = batch["train"]
+        reading = read(student, variables["student"], batch, train=True, rng=context.rng)
+        head = head_of(teacher, variables["teacher"])
+        found = terms(config, reading, batch["teacher_features"], head, batch)
+        metrics = {"on_policy": mean(batch["on_policy"], batch["where"])}
+        return Evaluation(found, {"student": reading.variables}, metrics=metrics)
+
+    update = Update(
+        objective, ("student",), training.transformation, microbatches=training.microbatches
+    )
+    return Program((update,), prepare=prepare, schedules=training.schedules)
+
+
+def recipe(task: LanguageTask, config: Config) -> Generator:
+    """A teacher, given or trained, then one stage of distillation."""
+    prompted.check_live_teacher(task)
+    start = prompted.prompt_length(task)
+    teacher = yield from language_model.teacher(task)
+    step = program(
+        task.decoders["student"],
+        task.decoders["teacher"],
+        task.training["student"],
+        config,
+        start,
+        (task.tokenizer.end,),
+    )
+    outcome = yield from task.distill(step, teacher)
+    return Trained.of(outcome, "student")
