@@ -41,22 +41,23 @@ Totals = Total | tuple[Total, Total]
 class Options(TypedDict, total=False):
     """What every loss from a teacher takes by keyword.
 
-    teacher_logits: floats [..., vocabulary]. Stopped.
-    teacher_ids: integers [..., k], different ones; outside [0, vocabulary): no entry.
-    teacher_log_probs: floats [..., k], of the whole vocabulary; -inf: no entry. Stopped. A mass
-      above 1 - 8 eps is taken for 1.
-    labels: integers [...]: also the cross-entropy on them, at temperature 1. Outside
-      [0, vocabulary): not counted, gradient 0.
-    where: booleans [...]: the tokens that count. What else is there may be NaN or infinite.
-    temperature: scalar > 0, may be traced, of both sides; not differentiated. Losses are not
-      multiplied by its square.
-    shared_ids: (student's ids, teacher's ids), integers [shared] each, for vocabularies that
-      differ: the i-th of one is the i-th of the other, and both softmaxes run over these alone.
-      Labels stay ids of the whole student's vocabulary.
-    chunk: tokens whose logits exist at a time, rounded to whole tokens of every row; by default
-      max(128, width of the student / 4).
-    axis_name: in `jax.shard_map`: the axis along which heads, biases and `teacher_logits` are cut
-      over the vocabulary. Ids and labels are those of the whole vocabulary.
+    Attributes:
+      teacher_logits: floats [..., vocabulary]. Stopped.
+      teacher_ids: integers [..., k], different ones; outside [0, vocabulary): no entry.
+      teacher_log_probs: floats [..., k], of the whole vocabulary; -inf: no entry. Stopped. A mass
+        above 1 - 8 eps is taken for 1.
+      labels: integers [...]: also the cross-entropy on them, at temperature 1. Outside
+        [0, vocabulary): not counted, gradient 0.
+      where: booleans [...]: the tokens that count. What else is there may be NaN or infinite.
+      temperature: scalar > 0, may be traced, of both sides; not differentiated. Losses are not
+        multiplied by its square.
+      shared_ids: (student's ids, teacher's ids), integers [shared] each, for vocabularies that
+        differ: the i-th of one is the i-th of the other, and both softmaxes run over these alone.
+        Labels stay ids of the whole student's vocabulary.
+      chunk: tokens whose logits exist at a time, rounded to whole tokens of every row; by default
+        max(128, width of the student / 4).
+      axis_name: in `jax.shard_map`: the axis along which heads, biases and `teacher_logits` are cut
+        over the vocabulary. Ids and labels are those of the whole vocabulary.
     """
 
     teacher_logits: Float[Array | ndarray, "..."]

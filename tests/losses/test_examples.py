@@ -31,6 +31,20 @@ def kernels(condition=lambda example: True):
 every_kernel = kernels()
 
 
+def home(name):
+    """The module of a kernel."""
+    return getattr(EXAMPLES[name].kernel, "__module__", "").rpartition(".")[2]
+
+
+# One of every module, where all of them are too many for every day.
+FIRST = set({home(name): name for name in reversed(JITTED)}.values())
+first_of_a_module = pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[] if n in FIRST else pytest.mark.slow) for n in JITTED],
+    scope="module",
+)
+
+
 def arguments(name, seed=0):
     return EXAMPLES[name].arguments(np.random.default_rng(seed))
 
@@ -78,13 +92,20 @@ def assert_trees_close(actual, expected, rtol=2e-5, scale=1e-6):
 
 
 @every_kernel
-def test_compiled_rematerialised_and_mapped_agree_with_each_other_and_annotations(name):
+def test_annotated_shapes_hold(name):
+    arrays = {k: jnp.asarray(v) for k, v in arguments(name).items()}
+    example = EXAMPLES[name]
+    checked = jaxtyped(typechecker=beartype.beartype)(example.kernel)
+    shapes = jax.eval_shape(lambda arrays: checked(**arrays, **example.options), arrays)
+    outputs, _ = compiled(name)(arrays)
+    assert jax.tree.map(jnp.shape, shapes) == jax.tree.map(jnp.shape, outputs)
+
+
+@first_of_a_module
+def test_compiled_rematerialised_and_mapped_agree_with_each_other(name):
     arrays = {k: jnp.asarray(v) for k, v in arguments(name).items()}
     outputs, gradients = compiled(name)(arrays)
     example = EXAMPLES[name]
-    checked = jaxtyped(typechecker=beartype.beartype)(example.kernel)  # the annotated shapes
-    shapes = jax.eval_shape(lambda arrays: checked(**arrays, **example.options), arrays)
-    assert jax.tree.map(jnp.shape, shapes) == jax.tree.map(jnp.shape, outputs)
 
     def rematerialised(wanted):
         return total(jax.checkpoint(lambda w: call(name, {**arrays, **w}))(wanted))
@@ -259,19 +280,21 @@ COMPARING = [
 ]
 
 
-def sharded(comparing):
-    """The kernels with an axis of examples, those that compare examples or the others."""
-    for name, example in EXAMPLES.items():
-        home = getattr(example.kernel, "__module__", "").rpartition(".")[2]
-        if example.jitted and example.batched and (home in COMPARING) == comparing:
-            yield name
+def sharded(which):
+    """The kernels with an axis of examples: the `comparing` ones, the `first` of their modules, or
+    the `others`."""
+    names = [n for n in JITTED if EXAMPLES[n].batched]
+    comparing = [n for n in names if home(n) in COMPARING]
+    first = {home(n): n for n in reversed(comparing)}.values()
+    others = [n for n in names if n not in comparing]
+    return {"comparing": comparing, "first": first, "others": others}[which]
 
 
-def sharded_differences(comparing):
+def sharded_differences(which):
     """{kernel: error} of those that differ on eight devices from one."""
     mesh = Mesh(np.array(jax.devices()), ("data",))
     errors = {}
-    for name in sharded(comparing):
+    for name in sharded(which):
         arrays = arguments(name)
 
         def place(argument, array, name=name):
@@ -296,12 +319,14 @@ def sharded_differences(comparing):
     return errors
 
 
-@pytest.mark.parametrize("comparing", [True, pytest.param(False, marks=pytest.mark.slow)])
-def test_eight_devices_compute_what_one_does(comparing):
+@pytest.mark.parametrize(
+    "which", ["first", *(pytest.param(n, marks=pytest.mark.slow) for n in ("comparing", "others"))]
+)
+def test_eight_devices_compute_what_one_does(which):
     script = (
         f"import sys, json; sys.path[:0] = [{str(HERE)!r}, {str(HERE.parent)!r}]\n"
         "import test_examples\n"
-        f"print(json.dumps(test_examples.sharded_differences({comparing})))"
+        f"print(json.dumps(test_examples.sharded_differences({which!r})))"
     )
     flags = "--xla_force_host_platform_device_count=8"
     environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}

@@ -16,7 +16,7 @@ from kdjax.networks import from_function
 README = pathlib.Path(__file__).parents[2] / "README.md"
 
 
-@pytest.mark.parametrize("number", [0, 1])
+@pytest.mark.parametrize("number", [0, 1, 2])
 def test_the_readme_runs_as_printed(number, capsys):
     code = re.findall(r"```python\n(.*?)```", README.read_text(), re.S)[number]
     exec(compile(code, "README.md", "exec"), {"__name__": "readme"})
