@@ -140,6 +140,11 @@ from kdjax.losses.divergences import (
     skewed_reverse_kl,
     total_variation,
 )
+from kdjax.losses.domain_mixture import (
+    domain_discrepancy_init,
+    domain_discrepancy_update,
+    domain_perplexity,
+)
 from kdjax.losses.feature_levels import hcl, semckd
 from kdjax.losses.features import (
     attention_transfer,
@@ -306,6 +311,7 @@ from kdjax.losses.score_matching import (
     score_distillation,
     sid,
 )
+from kdjax.losses.self_distillation import opsd, topk_teacher_support
 from kdjax.losses.sparse import (
     hinge_ranking,
     logistic_ranking,
@@ -484,6 +490,9 @@ __all__ = [
     "dmd",
     "dmd_gradient",
     "dml",
+    "domain_discrepancy_init",
+    "domain_discrepancy_update",
+    "domain_perplexity",
     "dpo",
     "dpo_hinge",
     "draw_gaussian",
@@ -604,6 +613,7 @@ __all__ = [
     "ofd_partial_l2",
     "one_hot_loss",
     "one_loss",
+    "opsd",
     "ordered_pairs",
     "p_listmle_weights",
     "pairwise_lp_cost",
@@ -693,6 +703,7 @@ __all__ = [
     "token_mean",
     "token_total",
     "topk_student_support",
+    "topk_teacher_support",
     "total_variation",
     "trajectory_matching",
     "transformed_teacher_matching",

@@ -200,7 +200,7 @@ def program(
         train, where = batch["train"], batch["train"]["where"]
         reading = read(student, variables["student"], train, train=True, rng=context.rng)
         head = head_of(teacher, variables["teacher"])
-        found = terms(config, reading, train["teacher_features"], head, train)
+        found = terms(config, reading, train["teacher_hidden"], head, train)
         if config.corpus_weight:
             labels, kept = targets(batch["corpus"])
             text = read(student, variables["student"], batch["corpus"], train=True, rng=context.rng)

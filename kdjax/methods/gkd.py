@@ -114,7 +114,7 @@ def program(
         batch = batch["train"]
         reading = read(student, variables["student"], batch, train=True, rng=context.rng)
         head = head_of(teacher, variables["teacher"])
-        found = terms(config, reading, batch["teacher_features"], head, batch)
+        found = terms(config, reading, batch["teacher_hidden"], head, batch)
         metrics = {"on_policy": mean(batch["on_policy"], batch["where"])}
         return Evaluation(found, {"student": reading.variables}, metrics=metrics)
 

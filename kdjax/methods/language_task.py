@@ -70,15 +70,15 @@ def targets(batch: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
 
 def teach(config: DecoderConfig):
     """A program's `prepare`: the teacher's hidden states beside the tokens, under
-    `teacher_features` `[B, L, D]`. A batch that has them already, from a cache, is left alone."""
+    `teacher_hidden` `[B, L, D]`. A batch that has them already, from a cache, is left alone."""
 
     def prepare(variables, batch, context):
         train = batch["train"]
-        if "teacher_features" not in train:
+        if "teacher_hidden" not in train:
             out = decoder(config).apply(
                 variables["teacher"], train["tokens"], train["positions"], train["segments"]
             )
-            train = {**train, "teacher_features": out.output["features"]}
+            train = {**train, "teacher_hidden": out.output["features"]}
         return {**batch, "train": train}, context.memory
 
     return prepare
@@ -161,7 +161,7 @@ class LanguageTask(Task):
         if not self.cache_teacher:
             return {"teacher": teacher}, {}
         yield from ()
-        return {"teacher": head_only(teacher)}, {"teacher_features": self.cached(teacher)}
+        return {"teacher": head_only(teacher)}, {"teacher_hidden": self.cached(teacher)}
 
     def cached(self, teacher: PyTree, rows: int = 8) -> np.ndarray:
         """The teacher's hidden states on the training split `[N, L, D]`, from the disk.

@@ -193,7 +193,7 @@ def program(
             out = decoder(teacher).apply(
                 variables["teacher"], text["tokens"], text["positions"], text["segments"]
             )
-            text["teacher_features"] = out.output["features"]
+            text["teacher_hidden"] = out.output["features"]
         return texts, new
 
     def objective(variables, batch, context):
@@ -211,14 +211,12 @@ def program(
         )
         found = {"policy_gradient": mean(surrogate, where)}
         if config.single_step:
-            single = terms(
-                Divergence("reverse_kl"), reading, train["teacher_features"], head, train
-            )
+            single = terms(Divergence("reverse_kl"), reading, train["teacher_hidden"], head, train)
             found["single_step"] = single["reverse_kl"]
         if config.corpus_weight:
             text = batch["corpus"]
             seen = read(student, variables["student"], text, train=True, rng=context.rng)
-            for name, term in terms(CORPUS, seen, text["teacher_features"], head, text).items():
+            for name, term in terms(CORPUS, seen, text["teacher_hidden"], head, text).items():
                 weight = config.corpus_weight * term.coefficient
                 found[f"corpus_{name}"] = Term(term.total, term.weight, weight)
         estimate = losses.reverse_kl_estimate(log_probs, train["teacher_log_probs"])

@@ -68,7 +68,7 @@ def program(
         batch = batch["train"]
         reading = read(student, variables["student"], batch, train=True, rng=context.rng)
         head = head_of(teacher, variables["teacher"])
-        found = terms(config, reading, batch.get("teacher_features"), head, batch)
+        found = terms(config, reading, batch.get("teacher_hidden"), head, batch)
         return Evaluation(found, {"student": reading.variables})
 
     update = Update(

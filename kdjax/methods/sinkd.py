@@ -289,7 +289,7 @@ def token_program(
         rng, choice_rng, shuffle_rng = jax.random.split(context.rng, 3)
         reading = language_task.read(student, variables["student"], batch, train=True, rng=rng)
         labels, where = language_task.targets(batch)
-        features = batch["teacher_features"][:, :-1]
+        features = batch["teacher_hidden"][:, :-1]
         head = language_task.head_of(teacher, variables["teacher"])
         (soft, weight), (label, label_weight) = losses.linear_kl(
             reading.hidden,

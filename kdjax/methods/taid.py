@@ -88,7 +88,7 @@ def program(
         (total, weight), (label_total, label_weight) = losses.linear_taid(
             reading.hidden,
             reading.head,
-            batch["teacher_features"][:, :-1],
+            batch["teacher_hidden"][:, :-1],
             head_of(teacher, variables["teacher"]),
             t=state.t,
             form=config.signal,

@@ -183,10 +183,6 @@ class Task:
             )
         )
 
-    def start(self, role: str) -> Generator:  # TODO remove
-        yield from ()
-        return self.variables(role)
-
     def prepared(self) -> Generator:
         """This task after what is done once before any method begins: here, nothing."""
         yield from ()

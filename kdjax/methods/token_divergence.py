@@ -72,7 +72,7 @@ class Divergence:
 def terms(
     config: Divergence,
     reading: Reading,
-    teacher_features: jax.Array | None,
+    teacher_hidden: jax.Array | None,
     teacher_head: losses.Head,
     batch: Mapping[str, jax.Array],
 ) -> dict[str, Term]:
@@ -81,7 +81,7 @@ def terms(
     Args:
       config: which divergence.
       reading: the student's.
-      teacher_features: `[B, L, D]`, not yet shifted; None where `distillation_weight` is 0.
+      teacher_hidden: `[B, L, D]`, not yet shifted; None where `distillation_weight` is 0.
       teacher_head: of the teacher.
       batch: `tokens`, `completion`, `where`.
     """
@@ -105,7 +105,7 @@ def terms(
     found = function(
         reading.hidden,
         reading.head,
-        teacher_features[:, :-1],
+        teacher_hidden[:, :-1],
         teacher_head,
         where=where,
         temperature=config.temperature,

@@ -163,33 +163,9 @@ def topk_student_support(case):
     return {"per_token": values, "grad_of_sum": gradient}
 
 
-def linear_jsd(case):
-    """Cross-entropy on the logits, JSD on the softened ones, both over the valid tokens."""
-
-    def head(side):
-        weight = case[f"{side}_weight"]
-        product = jnp.matmul(case[f"{side}_hidden"], weight.T, precision="highest")
-        bias = case[f"{side}_bias"]
-        return product + bias if case["has_bias"] else product + 0 * bias
-
-    student, teacher = head("student"), jax.lax.stop_gradient(head("teacher"))
-    where = case["labels"] != -100
-    hard = tokens.token_mean(logits.cross_entropy(student, case["labels"]), where=where)
-    soft = tokens.token_mean(
-        divergences.generalized_jsd(
-            teacher / case["temperature"], student / case["temperature"], beta=case["beta"]
-        ),
-        where=where,
-    )
-    return case["weight_hard"] * hard + case["weight_soft"] * soft
-
-
 ADAPTERS = {
     "00b-distillm_losses": losses_and_gradients(
         {name: (f"{name}_grad", distillm(divergence)) for name, divergence in DISTILLM.items()}
-    ),
-    "00b-fused_linear_jsd": loss_and_gradients(
-        linear_jsd, "student_hidden", "student_weight", "student_bias"
     ),
     "00b-generalized_jsd": losses_and_gradients(
         {"loss": ("grad_student_logits", mean_jsd)}, trl_results
