@@ -3,8 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from kdjax.losses import divergences, logits, sparse, sparse_targets, tokens
-from kernels.goldens.support import loss_and_gradients
+from kdjax.losses import divergences, sparse, sparse_targets, tokens
 
 
 def losses_and_gradients(named, results=lambda case: {}):
