@@ -35,9 +35,10 @@ def quick_compilation(request):
     """What is compiled here runs once, on a handful of numbers: without the compiler's effort."""
     case = getattr(request.node, "callspec", None)
     quick = case is None or case.params.get("stem") not in SENSITIVE
+    before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", quick)
     yield
-    jax.config.update("jax_disable_most_optimizations", False)
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 def read_cases(path):
@@ -81,8 +82,8 @@ def recorded_cases(in_float64=False):
             path.stem,
             arrays,
             id=f"{path.stem}-case{number}",
-            # Each precision compiles every kernel anew; one case of unrolled training, likewise.
-            marks=[pytest.mark.slow] if in_float64 or (number and "tesla" in path.stem) else [],
+            # Each case and each precision compiles its kernel anew: one of them every day.
+            marks=[pytest.mark.slow] if in_float64 or number else [],
         )
         for path in FILES
         for number, arrays in read_cases(path).items()

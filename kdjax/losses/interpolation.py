@@ -135,7 +135,7 @@ def taid_update(
     is not above 0 or the loss has more than doubled.
 
     Args:
-      state: of the last step.
+      state: of the last step: t, previous_loss, momentum.
       loss: the mean loss of this step, the same on all devices. Stopped.
       step: of this loss, from 0; may be traced.
       num_steps: of the run, at least 1; may be traced.

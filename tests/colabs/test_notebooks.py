@@ -10,7 +10,11 @@ NOTEBOOKS = sorted((pathlib.Path(__file__).parents[2] / "colabs").glob("*.ipynb"
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the kernel's own packages
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(p, marks=[pytest.mark.slow] if "language" in p.stem else []) for p in NOTEBOOKS],
+    ids=lambda p: p.stem,
+)
 def test_a_notebook_runs(path):
     notebook = nbformat.read(path, as_version=4)
     assert all(not cell.get("outputs") for cell in notebook.cells), "outputs are not kept"

@@ -17,14 +17,6 @@ def each(augment, image, **options):
     return np.asarray(jax.jit(jax.vmap(lambda key: augment(key, image, **options)))(KEYS))
 
 
-@pytest.fixture(autouse=True, scope="module")
-def fast_compilation():
-    """Most of the time goes into compiling what runs once."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture(scope="module")
 def split():
     rng = np.random.default_rng(0)

@@ -19,14 +19,6 @@ VIEW = (("pad_crop", {"padding": 1}), "flip")
 SHAPE = (6, 6, 3)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def fast_compilation():
-    """Most of the time goes into compiling what runs a few times."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture(scope="module")
 def split():
     rng = np.random.default_rng(0)

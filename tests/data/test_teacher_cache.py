@@ -492,7 +492,7 @@ def taught(stream, n, start=0):
 AUGMENT = ("flip", ("pad_crop", {"padding": 1}))
 
 
-@pytest.mark.parametrize("mixup", [False, True])
+@pytest.mark.parametrize("mixup", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_cached_views_are_those_of_the_live_teacher_for_two_epochs(tmp_path, mixup):
     split = toy()
     options = dict(seed=5, augment=AUGMENT + ("mixup",) * mixup, mean=(0.4,), std=(0.2,))

@@ -119,6 +119,7 @@ def test_a_method_of_another_kind_of_task_is_refused(config):
         tasks.method(config, {"name": "kd"}, "config.method")
 
 
+@pytest.mark.slow
 def test_a_run_ends_with_a_table_and_a_report(tmp_path, text):
     flags = (
         f"--config.data.name=text:{text}",

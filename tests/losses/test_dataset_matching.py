@@ -174,6 +174,7 @@ def test_constant_memory_has_the_same_value_and_for_one_step_the_same_gradient(s
         assert all(agrees) == (steps == 1)
 
 
+@pytest.mark.slow
 def test_constant_memory_has_the_printed_gradient():
     with jax.enable_x64(True):
         batches, start, target = jax.tree.map(lambda x: x.astype(jnp.float64), problem(3))

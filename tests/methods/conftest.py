@@ -6,7 +6,6 @@ Makes `language_toys` importable by the tests.
 import sys
 from pathlib import Path
 
-import jax
 import pytest
 
 from kdjax import data, networks
@@ -14,14 +13,6 @@ from kdjax.methods.task import Task
 from kdjax.training.optimizers import Training
 
 sys.path.insert(0, str(Path(__file__).parent))
-
-
-@pytest.fixture(autouse=True, scope="module")
-def fast_compilation():
-    """Most of the time goes into compiling programs that run a few steps."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="session")

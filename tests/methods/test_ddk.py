@@ -153,6 +153,7 @@ def test_perplexities_are_sums_over_all_rows_of_a_domain_before_the_exponential(
         np.testing.assert_allclose(found[domain], expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_gradient_does_not_depend_on_padding_or_micro_batches(stage):
     ready, _ = toys.prepared(stage, {"train": batch()})
     more, _ = toys.prepared(stage, {"train": toys.padded(batch(), rows_=4, places=2)})

@@ -68,7 +68,13 @@ def close(a, b, rtol=2e-5):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=rtol, atol=rtol * scale), a, b)
 
 
-@pytest.mark.parametrize("arm", ARMS)
+# Those whose terms are combined in the ways of others below.
+LIKE_OTHERS = ("reverse_kl", "jsd", "nkd", "dual-aligned", "single-shared", "dual-shared")
+
+
+@pytest.mark.parametrize(
+    "arm", [pytest.param(a, marks=pytest.mark.slow if a in LIKE_OTHERS else ()) for a in ARMS]
+)
 def test_gradients_do_not_depend_on_padding_or_micro_batches(task, arm):
     module, config = ARMS[arm]
     stage, batch = stage_of(task, module, config), batch_of(task)

@@ -101,6 +101,7 @@ def _at(tree, path):
     return tree
 
 
+@pytest.mark.slow
 def test_gradients_do_not_depend_on_padding_or_micro_batches(stage, steps):
     batch, memory = steps[1]
     whole = toys.gradient_of(stage, batch, memory=memory)

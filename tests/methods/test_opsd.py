@@ -321,6 +321,7 @@ def test_place_by_place_the_loss_is_that_of_the_chunks(arrays):
         assert all(not x.any() for x in jax.tree.leaves(teachers))
 
 
+@pytest.mark.slow
 def test_reductions_and_losses_are_those_of_the_kernels(arrays):
     student, teacher = logits_of(arrays)
     *_, tokens, where = arrays

@@ -47,6 +47,7 @@ def test_what_is_not_to_be_predicted_is_in_no_plan():
     assert 0 < metrics["diagonal_mass"] <= 1
 
 
+@pytest.mark.slow
 def test_the_term_reaches_the_student():
     batch = toys.batch(8)
     strong, _ = compiled(ALL)(batch)
@@ -57,6 +58,7 @@ def test_the_term_reaches_the_student():
     assert all(changed)
 
 
+@pytest.mark.slow
 def test_a_recipe_trains_the_student_and_leaves_the_teacher():
     task = toys.given()
     before = jax.tree.map(np.asarray, task.given["teacher"])

@@ -62,7 +62,9 @@ def test_many_kills_leave_no_trace(whole, tmp_path, seed):
     survives(whole, tmp_path, kills)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_a_signal_saves_and_a_finished_run_is_only_replayed(whole, tmp_path, number):
     _, digest = whole
     stopped = start(tmp_path, "student:37", str(int(number)))

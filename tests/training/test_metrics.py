@@ -112,7 +112,7 @@ def test_plain_lines_tell_steps_loss_speed_and_time_left():
     lines = shown(terminal=False).splitlines()
     assert "\x1b" not in "".join(lines)
     assert lines[0].startswith("toy: 10/40 steps  loss ")
-    assert " images/s  ETA " in lines[0]
+    assert " examples/s  ETA " in lines[0]
     assert lines[-1].startswith("toy: 40 steps in ")
 
 

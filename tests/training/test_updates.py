@@ -271,7 +271,7 @@ def test_two_updates_of_one_term_need_names():
         a = Update(toys.supervised("a"), ("a",), toys.sgd())
         return a, Update(toys.supervised("b"), ("b",), toys.sgd(), name=name)
 
-    with pytest.raises(ValueError, match=r"two updates report 'loss': give them names"):
+    with pytest.raises(ValueError, match=r"two updates report 'gradient_norm': give them names"):
         toys.train(Program(updates("")), pair())
     metrics = MetricWriter(None)
     toys.train(Program(updates("second")), pair(), metrics=metrics)

@@ -8,7 +8,7 @@ from kernels.examples.example import Example, Refused, draw, normal
 LOGITS = draw(student_logits=normal(4, 5), teacher_logits=normal(4, 5))
 BOTH = ("student_logits", "teacher_logits")
 REFUSED = (
-    Refused({"t": 1.5}, r"t must be in \[0, 1\], got 1.5"),
+    Refused({"t": 1.5}, r"t must lie in \[0, 1\], got 1.5"),
     Refused({"teacher_logits": np.zeros((4, 6), np.float32)}, "must have one shape"),
     Refused({"student_logits": np.zeros((4, 5), np.int32)}, "floating-point", TypeError),
 )
@@ -17,6 +17,9 @@ REFUSED = (
 def updated(t, previous_loss, momentum, loss, **options):
     state = interpolation.TaidState(t, previous_loss, momentum)
     return interpolation.taid_update(state, loss, **options)
+
+
+updated.__doc__ = interpolation.taid_update.__doc__
 
 
 def scalar(value):
@@ -65,7 +68,7 @@ EXAMPLES = {
             Refused({"t_end": 0.0}, "t_end must be finite and > 0"),
             Refused({"t_start": 0.9, "t_end": 0.5}, "t_start=0.9 must not be above t_end=0.5"),
             Refused({"beta": 1.0}, "beta must be below 1"),
-            Refused({"alpha": 2.0}, r"alpha must be in \[0, 1\]"),
+            Refused({"alpha": 2.0}, r"alpha must lie in \[0, 1\]"),
             Refused({"num_steps": 0}, "num_steps must be finite and > 0"),
         ),
     ),
