@@ -123,7 +123,10 @@ def test_taps_change_neither_output_nor_variables(strange, everything):
     network, variables = strange
     plain = jax.jit(network.apply)(variables, X)
     for name in plain.output:
-        np.testing.assert_array_equal(everything.output[name], plain.output[name])
+        # Another program, which may round in another order.
+        np.testing.assert_allclose(
+            everything.output[name], plain.output[name], rtol=2e-6, atol=1e-7
+        )
     assert jax.tree.structure(everything.variables) == jax.tree.structure(plain.variables)
     assert plain.taps == {}
 
