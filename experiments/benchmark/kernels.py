@@ -9,8 +9,8 @@ timed. Both may use all cores of the process; they are run in turn, round by rou
 reported is the median of the ratios torch / kdjax (above 1: kdjax is faster).
 
 The second half needs no PyTorch: time and compiled temporary memory of a kernel at growing sizes,
-and the exponents fitted to them, beside what the mathematics says. The sizes keep the temporary
-memory below 32 MiB, a usual level 3 cache and the size from which malloc asks the system for new
+and the exponents fitted to them, beside what the mathematics says. The sizes keep arrays and
+temporary memory below 32 MiB, a usual level 3 cache and the size from which malloc asks the system for new
 pages in every call: across it the time grows by the price of a page, not by the kernel.
 """
 
@@ -428,7 +428,7 @@ def growths() -> dict[str, Growth]:
         "attention_transfer / channels": Growth(
             on_pair(losses.attention_transfer),
             lambda n: maps(channels=n, size=8),
-            (64, 128, 256, 512),
+            (32, 64, 128, 256),
             1,
             1,
         ),
