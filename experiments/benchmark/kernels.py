@@ -10,8 +10,8 @@ reported is the median of the ratios torch / kdjax (above 1: kdjax is faster).
 
 The second half needs no PyTorch: time and compiled temporary memory of a kernel at growing sizes,
 and the exponents fitted to them, beside what the mathematics says. The sizes keep arrays and
-temporary memory below 32 MiB, a usual level 3 cache and the size from which malloc asks the system for new
-pages in every call: across it the time grows by the price of a page, not by the kernel.
+temporary memory below 32 MiB, a usual level 3 cache and the size from which malloc asks the system
+for new pages in every call: across it the time grows by the price of a page, not by the kernel.
 """
 
 from __future__ import annotations
