@@ -31,7 +31,7 @@ def defaults() -> ml_collections.ConfigDict:
     """What every config on text starts from: bytes of Python's own library, two small decoders.
 
     `data`: `name` and `options` of `kdjax.data.load_text`; `tokenizer`, "bytes", "characters" (of
-    the training text), "teacher" (a pretrained one's) or the folder of a `tokenizer.json`;
+    the whole text), "teacher" (a pretrained one's) or the folder of a `tokenizer.json`;
     `length`, `packed`, `prompt_length`, `drop` of `kdjax.data.text_dataset`; `rows`, how many rows
     of the training, validation and test split are used, 0 for all. `teacher.network` and
     `student.network`: `decoder` with fields of `DecoderConfig`, or what is pretrained: `smollm2`

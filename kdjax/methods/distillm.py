@@ -258,5 +258,5 @@ def recipe(task: LanguageTask, config: Config) -> Generator:
             {n: task.dataset.splits["train"].arrays()[n][:1] for n in rollouts.ROW}, config.capacity
         ),
     }
-    outcome = yield from prompted.distill(task, step, teacher, streams, memory)
+    outcome = yield from task.distill(step, teacher, memory=memory, streams=streams)
     return Trained.of(outcome, "student")

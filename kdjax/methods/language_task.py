@@ -119,6 +119,8 @@ class LanguageTask(Task):
     def __post_init__(self):
         nets = {role: decoder(config) for role, config in self.decoders.items()}
         object.__setattr__(self, "networks", nets)
+        if self.warm_up < 0:
+            raise ValueError(f"warm_up must not be negative, got {self.warm_up}")
         super().__post_init__()
 
     def check_outputs(self) -> None:
@@ -170,6 +172,7 @@ class LanguageTask(Task):
         computed where they are missing, `rows` rows at a time.
         """
         arrays, config = self.dataset.splits["train"].arrays(), self.decoders["teacher"]
+        teacher = gather(teacher)
         read_by_teacher = ("tokens", "positions", "segments")
         contents = Contents(
             "hidden",
@@ -180,14 +183,15 @@ class LanguageTask(Task):
         )
         examples = {name: arrays[name] for name in read_by_teacher}
         folder = data_dir() / "teacher_cache" / fingerprint([contents.to_json(), examples])[:32]
-        variables = jax.device_put(gather(teacher))
+        variables = jax.device_put(teacher)
 
         def forward(batch):
             missing = rows - len(batch["tokens"])  # one shape, one compilation
             padded = {n: np.pad(x, ((0, missing), (0, 0))) for n, x in batch.items()}
             return np.asarray(_features(config)(variables, padded))[: rows - missing]
 
-        starts = range(0, len(arrays["tokens"]), rows)
+        processes = jax.process_count()  # each writes the batches that are its own
+        starts = range(0, len(arrays["tokens"]), rows)[jax.process_index() :: processes]
         batches = ({n: x[i : i + rows] for n, x in examples.items()} for i in starts)
         write_cache(folder, batches, forward, contents)
         return TeacherCache(folder, contents).fields(self.dataset.splits["train"])["teacher_hidden"]

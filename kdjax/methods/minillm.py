@@ -279,5 +279,5 @@ def recipe(task: LanguageTask, config: Config) -> Generator:
         **prompted.corpus(task, config.corpus_weight),
     }
     memory = empty_round(task, config)
-    outcome = yield from prompted.distill(task, step, teacher, streams, memory)
+    outcome = yield from task.distill(step, teacher, memory=memory, streams=streams)
     return Trained.of(outcome, "student")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Generator, Mapping
+from collections.abc import Generator
 from typing import Any
 
 import jax
@@ -20,7 +20,7 @@ from kdjax.data import Split
 from kdjax.methods import rollouts
 from kdjax.methods.language_task import LanguageTask
 from kdjax.networks.transformer import DecoderConfig
-from kdjax.training import Compute, Program, Stage
+from kdjax.training import Compute
 
 PyTree = Any
 
@@ -61,28 +61,6 @@ def check_live_teacher(task: LanguageTask) -> None:
             "cache_teacher keeps the teacher's states of the data's rows, but this method trains "
             "on rows that a model writes: take the cache away"
         )
-
-
-def distill(
-    task: LanguageTask,
-    program: Program,
-    teacher: PyTree,
-    streams: Mapping[str, Any],
-    memory: PyTree,
-) -> Generator:
-    """The stage `distill` with streams of its own; the teacher runs in every step."""
-    student = task.variables("student")
-    return (
-        yield Stage(
-            "distill",
-            program,
-            {"student": student, "teacher": teacher},
-            streams,
-            task.training["student"].steps,
-            memory=memory,
-            validation=task.validation("student"),
-        )
-    )
 
 
 def corpus(task: LanguageTask, weight: float) -> dict[str, Any]:

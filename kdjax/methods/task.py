@@ -160,6 +160,7 @@ class Task:
         teacher: PyTree,
         extra: Mapping[str, PyTree] = NOTHING,
         memory: PyTree = None,
+        streams: Mapping[str, Any] | None = None,
     ) -> Generator:
         """The stage `distill`: a fresh student, taught by `teacher` on the stream `train`.
 
@@ -169,6 +170,7 @@ class Task:
           teacher: its variables, frozen.
           extra: further roles of the program.
           memory: what the program keeps besides variables, at the start; None: nothing.
+          streams: what it reads; None: the stream `train` of the student.
         """
         taught, fields = yield from self.taught(teacher)
         return (
@@ -176,7 +178,7 @@ class Task:
                 "distill",
                 program,
                 {"student": self.variables("student"), **taught, **extra},
-                {"train": self.stream("student", fields=fields)},
+                streams or {"train": self.stream("student", fields=fields)},
                 self.training["student"].steps,
                 memory={} if memory is None else memory,
                 validation=self.validation("student"),
