@@ -1,11 +1,13 @@
 """The engine: updates, programs, stages and recipes, run from a journal."""
 
 from kdjax.training.checkpoint import CheckpointError, load_variables, save_variables
+from kdjax.training.interrupts import Interrupted
 from kdjax.training.journal import Recipe, run
-from kdjax.training.loop import Interrupted, NonFiniteLoss, Settings
+from kdjax.training.loop import Settings
 from kdjax.training.metrics import MetricWriter, read_metrics
 from kdjax.training.population import prefixed, together
 from kdjax.training.progress import Display
+from kdjax.training.reports import NonFiniteLoss
 from kdjax.training.sharding import Layout, gather, make_mesh
 from kdjax.training.stage import (
     Combined,

@@ -30,14 +30,8 @@ from kdjax.training.checkpoint import (
     save,
     write_manifest,
 )
-from kdjax.training.loop import (
-    Interrupted,
-    Interrupts,
-    Settings,
-    abstract_state,
-    continued,
-    train,
-)
+from kdjax.training.interrupts import Interrupted, Interrupts
+from kdjax.training.loop import Settings, abstract_state, continued, train
 from kdjax.training.metrics import MetricWriter
 from kdjax.training.progress import Display
 from kdjax.training.stage import Compute, Outcome, Stage

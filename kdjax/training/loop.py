@@ -5,38 +5,26 @@ from __future__ import annotations
 import collections
 import dataclasses
 import signal
-import threading
 import time
 import zlib
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from kdjax.training.checkpoint import Checkpoints
+from kdjax.training.interrupts import Interrupted, Interrupts
 from kdjax.training.metrics import MetricWriter
 from kdjax.training.progress import Display
+from kdjax.training.reports import Reports, check_parameters
 from kdjax.training.sharding import Layout, place
 from kdjax.training.stage import Stage
 from kdjax.training.state import State, initial
-from kdjax.training.step import (
-    compiled_step,
-    compiled_validation,
-    frozen_of,
-    population_axes,
-)
+from kdjax.training.step import compiled_step, frozen_of
+from kdjax.training.validation import Validator
 
 _LAG = 8  # steps between dispatching a step and reading whether its stage has ended
-
-
-class NonFiniteLoss(RuntimeError):
-    """A term of a loss became infinite or not a number; names stage, step and term."""
-
-
-class Interrupted(SystemExit):
-    """The run was asked to stop, has saved, and continues when it is started again."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,150 +52,6 @@ class Settings:
             raise ValueError(f"keep must be at least 1, got {self.keep}")
         if self.log_every < 1:
             raise ValueError(f"log_every must be at least 1, got {self.log_every}")
-
-
-class Interrupts:
-    """Turns SIGTERM and Ctrl-C into a request to save and stop; a second Ctrl-C stops at once."""
-
-    def __init__(self):
-        self.signal: int | None = None
-        self._previous: dict[int, Any] = {}
-
-    def __enter__(self) -> Interrupts:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._previous[number] = signal.signal(number, self._handle)
-        return self
-
-    def _handle(self, number, frame):
-        if self.signal is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.signal = number
-
-    def __exit__(self, *error):
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-
-class _Reports:
-    """Reports of steps that were dispatched, read one window late so that nothing waits."""
-
-    def __init__(self, stage: Stage, names: list[str], every: int, pending: list, metrics, display):
-        self._stage, self._names, self._every = stage, names, every
-        self._metrics, self._display = metrics, display
-        self._open = [np.asarray(row, np.float32) for row in pending]  # of the unfinished window
-        self._closed: tuple | None = None
-        self._time, self._waited = time.monotonic(), 0.0
-
-    def add(self, step: int, report: jax.Array, waited: float) -> None:
-        """The report of `step` (counted from 1) and the time its item was waited for."""
-        self._open.append(report)
-        self._waited += waited
-        if step % self._every == 0 or step == self._stage.steps:
-            self.close(step)
-
-    def close(self, step: int) -> None:
-        """Ends the window at `step`, and writes the one before it."""
-        if not self._open:
-            return
-        self.write()
-        now = time.monotonic()
-        self._closed = (step, self._open, self._waited, now - self._time)
-        self._open, self._waited, self._time = [], 0.0, now
-
-    def read(self, step: int, rows: list) -> list[np.ndarray]:
-        rows = jax.device_get(rows)
-        for i, row in enumerate(rows):
-            if not np.all(np.isfinite(row)):
-                self._fail(step - len(rows) + i + 1, row)
-        return rows
-
-    def _fail(self, step: int, row: np.ndarray) -> None:
-        bad = ~np.isfinite(row).all(axis=-1)
-        members = bad if bad.ndim == 1 else bad.any(axis=0)
-        names = [name for name, is_bad in zip(self._names, members) if is_bad]
-        terms = [name for name in names if "loss/" in name] or names
-        who = ""
-        if bad.ndim == 2:
-            who = f" of seed {self._stage.seeds[int(np.flatnonzero(bad.any(axis=1))[0])]}"
-        raise NonFiniteLoss(
-            f"stage {self._stage.name!r}, step {step}: the term {terms[0]!r}{who} is not finite"
-        )
-
-    def pending(self, step: int) -> list:
-        """The reports of the unfinished window, checked: what a checkpoint keeps of it."""
-        self.write()
-        return [row.tolist() for row in self.read(step, self._open)]
-
-    def write(self, last: bool = False) -> None:
-        """Writes the window that was ended; the last one lasts until it is computed."""
-        if self._closed is None:
-            return
-        (step, rows, waited, seconds), self._closed = self._closed, None
-        rows = self.read(step, rows)
-        total = np.sum(np.asarray(rows, np.float64), axis=0)
-        count = len(rows)
-        if last:
-            seconds += time.monotonic() - self._time
-        values: dict[str, Any] = {}
-        for i, name in enumerate(self._names):
-            sums, weights = total[..., i, 0], total[..., i, 1]
-            if np.all(weights > 0):
-                values[name] = sums / weights
-        members = max(len(self._stage.seeds), 1)
-        size = sum(stream.batch_size for stream in self._stage.data.values()) * members
-        values["examples_per_second"] = count * size / seconds
-        values["stall"] = waited / seconds
-        self._metrics.write(self._stage.name, step, "train", values)
-        losses = [x for name, x in values.items() if name.rpartition("/")[2] == "loss"]
-        loss = float(np.mean(losses[0])) if losses else float("nan")
-        self._display.update(step, loss, values["examples_per_second"])
-
-
-class _Validator:
-    """Evaluates the live variables without waiting, and lets the state keep the best."""
-
-    def __init__(self, stage: Stage, frozen, layout: Layout, first: int):
-        validation = stage.validation
-        axes = None
-        if stage.seeds:
-            frozen_axes, _, _ = population_axes(stage)
-            shared = "validation" in stage.shared
-            table = None if shared else getattr(validation.stream, "table_axis", 0)
-            axes = (tuple(sorted(frozen_axes.items())), table, None if shared else 0)
-        self._score, self._choose, self.names = compiled_validation(
-            validation.evaluate, validation.stream.assemble, validation.score, axes
-        )
-        members = axes is not None and axes[2] == 0
-        self._items = [layout.item(item, members) for item in validation.stream.items()]
-        self._table = place(validation.stream.table, layout.replicated)
-        self._stage, self._frozen = stage, frozen
-        self._waiting: tuple | None = None
-        self.last = first  # the last step that was evaluated, or the one before all
-
-    def due(self, step: int) -> bool:
-        return step % self._stage.validation.every == 0 or step == self._stage.steps
-
-    def __call__(self, state: State, metrics: MetricWriter) -> State:
-        self.write(metrics)
-        rows = [self._score(state.variables, self._frozen, self._table, x) for x in self._items]
-        # A copy: the step that comes next donates the state's own counter.
-        at = jnp.copy(state.step)
-        selected, total = self._choose(state.selected, rows, at, state.variables)
-        self._waiting = (at, total)
-        return state._replace(selected=selected)
-
-    def write(self, metrics: MetricWriter) -> None:
-        if self._waiting is None:
-            return
-        (at, total), self._waiting = self._waiting, None
-        step = int(at)
-        if step == self.last:  # steps that were dispatched past an early end
-            return
-        self.last = step
-        total = np.asarray(jax.device_get(total), np.float64)
-        values = {n: total[..., i, 0] / total[..., i, 1] for i, n in enumerate(self.names)}
-        metrics.write(self._stage.name, step, "validation", values)
 
 
 def stage_keys(stage: Stage, key: jax.Array) -> jax.Array:
@@ -299,10 +143,10 @@ def train(
         name: stream.items(first, extra.get("streams", {}).get(name))
         for name, stream in stage.data.items()
     }
-    reports = _Reports(
+    reports = Reports(
         stage, compiled.names, settings.log_every, extra.get("pending", []), metrics, display
     )
-    validator = _Validator(stage, frozen, layout, first) if stage.validation else None
+    validator = Validator(stage, frozen, layout, first) if stage.validation else None
     lag = 0 if stage.program.stop is None else _LAG
     dispatched: collections.deque = collections.deque()  # reports that may lie past an early end
     flags: list[jax.Array] = []
@@ -325,7 +169,7 @@ def train(
         pending = reports.pending(step)
         if validator:
             validator.write(metrics)
-        _check_parameters(stage, state, step)
+        check_parameters(stage, state, step)
         states = {n: streams[n].state() for n, stream in stage.data.items() if stream.stateful}
         checkpoints.save(step, state, {"pending": pending, "streams": states})
 
@@ -367,7 +211,7 @@ def train(
             if validator.last != step:
                 state = validator(state, metrics)
                 validator.write(metrics)
-        _check_parameters(stage, state, step)
+        check_parameters(stage, state, step)
     finally:
         display.close()
     jax.block_until_ready(state)
@@ -386,19 +230,3 @@ def _stop(stage, checkpoints, save, step, number, display) -> None:
         checkpoints.wait()
     display.say(f"{name}: saved {stage.name!r} at step {step}; the same command goes on from there")
     raise Interrupted(128 + number)
-
-
-@jax.jit
-def _finite(tree) -> jax.Array:
-    leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
-    return jnp.all(jnp.array([jnp.all(jnp.isfinite(x)) for x in leaves]))
-
-
-def _check_parameters(stage: Stage, state: State, step: int) -> None:
-    """A gradient can be infinite where its loss was not: never keep what it has spoilt."""
-    for role, tree in state.variables.items():
-        if "params" in tree and not bool(_finite(tree["params"])):
-            raise NonFiniteLoss(
-                f"stage {stage.name!r}, step {step}: a parameter of {role!r} is not finite, "
-                "though no term of the loss was: the gradient overflowed"
-            )

@@ -1,0 +1,59 @@
+"""Validation inside a stage: nothing waits for it, and the state keeps the best variables."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kdjax.training.metrics import MetricWriter
+from kdjax.training.sharding import Layout, place
+from kdjax.training.stage import Stage
+from kdjax.training.state import State
+from kdjax.training.step import compiled_validation, population_axes
+
+
+class Validator:
+    """Evaluates the live variables without waiting, and lets the state keep the best."""
+
+    def __init__(self, stage: Stage, frozen, layout: Layout, first: int):
+        validation = stage.validation
+        axes = None
+        if stage.seeds:
+            frozen_axes, _, _ = population_axes(stage)
+            shared = "validation" in stage.shared
+            table = None if shared else getattr(validation.stream, "table_axis", 0)
+            axes = (tuple(sorted(frozen_axes.items())), table, None if shared else 0)
+        self._score, self._choose, self.names = compiled_validation(
+            validation.evaluate, validation.stream.assemble, validation.score, axes
+        )
+        members = axes is not None and axes[2] == 0
+        self._items = [layout.item(item, members) for item in validation.stream.items()]
+        self._table = place(validation.stream.table, layout.replicated)
+        self._stage, self._frozen = stage, frozen
+        self._waiting: tuple | None = None
+        self.last = first  # the last step that was evaluated, or the one before all
+
+    def due(self, step: int) -> bool:
+        return step % self._stage.validation.every == 0 or step == self._stage.steps
+
+    def __call__(self, state: State, metrics: MetricWriter) -> State:
+        self.write(metrics)
+        rows = [self._score(state.variables, self._frozen, self._table, x) for x in self._items]
+        # A copy: the step that comes next donates the state's own counter.
+        at = jnp.copy(state.step)
+        selected, total = self._choose(state.selected, rows, at, state.variables)
+        self._waiting = (at, total)
+        return state._replace(selected=selected)
+
+    def write(self, metrics: MetricWriter) -> None:
+        if self._waiting is None:
+            return
+        (at, total), self._waiting = self._waiting, None
+        step = int(at)
+        if step == self.last:  # steps that were dispatched past an early end
+            return
+        self.last = step
+        total = np.asarray(jax.device_get(total), np.float64)
+        values = {n: total[..., i, 0] / total[..., i, 1] for i, n in enumerate(self.names)}
+        metrics.write(self._stage.name, step, "validation", values)
