@@ -2,7 +2,7 @@
 
 from kdjax.networks.adapters import as_network
 from kdjax.networks.functions import from_function
-from kdjax.networks.heads import ClassifierHead
+from kdjax.networks.heads import ClassifierHead, InstanceTemperature
 from kdjax.networks.inheritance import inherit_weights
 from kdjax.networks.linen import from_linen
 from kdjax.networks.mlp import MLP
@@ -45,6 +45,7 @@ __all__ = [
     "Decoder",
     "DecoderConfig",
     "FactorEncoder",
+    "InstanceTemperature",
     "LinearEmbedding",
     "Network",
     "OFDConnector",
