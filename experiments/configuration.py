@@ -248,7 +248,7 @@ def launch(main: Callable[[Sequence[str]], Any]) -> None:
             return main(argv)
         except (
             ValueError,
-            FileNotFoundError,
+            OSError,
             ImportError,
             NonFiniteLoss,
             CheckpointError,

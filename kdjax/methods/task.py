@@ -99,10 +99,10 @@ class Task:
         return jax.eval_shape(outputs, jax.random.key(0), self.example).shape[-1]
 
     @functools.cached_property
-    def example(self) -> jax.Array:
+    def example(self) -> np.ndarray:
         """A batch of one input, for shapes."""
         field = self.dataset.splits["train"].arrays()[self.input][:1]
-        return jnp.zeros(field.shape, jnp.float32)
+        return np.zeros(field.shape, np.float32)
 
     def key(self, name: str) -> jax.Array:
         """A random key of this task that depends on nothing but the seed and the name."""
@@ -194,8 +194,11 @@ class Task:
         """`(roles, fields)`: the teacher as a frozen role, or its outputs as fields of `train`."""
         if not self.cache_teacher:
             return {"teacher": teacher}, {}
+        size = len(self.dataset.splits["train"]), self.num_outputs("teacher")
         found = yield Compute(
-            "teacher_logits", lambda rng: {"logits": self.predict("teacher", teacher, "train")}
+            "teacher_logits",
+            lambda rng: {"logits": self.predict("teacher", teacher, "train")},
+            shapes={"logits": jax.ShapeDtypeStruct(size, jnp.float32)},
         )
         return {}, {"teacher_logits": found["logits"]}
 

@@ -66,7 +66,11 @@ def stage_keys(stage: Stage, key: jax.Array) -> jax.Array:
 
 def abstract_state(stage: Stage, layout: Layout) -> State:
     """Shapes, types and shardings of a stage's state, without computing anything."""
-    shapes = jax.eval_shape(lambda: initial(stage))
+
+    def state(variables, memory):
+        return initial(dataclasses.replace(stage, variables=variables, memory=memory))
+
+    shapes = jax.eval_shape(state, dict(stage.variables), stage.memory)
     shardings = layout.state(stage, shapes)
     return jax.tree.map(
         lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where), shapes, shardings
