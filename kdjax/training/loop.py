@@ -16,6 +16,7 @@ import numpy as np
 from kdjax.training.checkpoint import Checkpoints
 from kdjax.training.interrupts import Interrupted, Interrupts
 from kdjax.training.metrics import MetricWriter
+from kdjax.training.profiling import Profile, Profiler
 from kdjax.training.progress import Display
 from kdjax.training.reports import Reports, check_parameters
 from kdjax.training.sharding import Layout, place
@@ -36,6 +37,7 @@ class Settings:
       keep: checkpoints of an unfinished stage that stay on disk.
       log_every: steps a line of metrics averages over.
       layout: mesh and partition rules.
+      profile: steps that are traced; None: none.
       on_step: called with (stage name, steps dispatched) after each step; for tests and tools.
     """
 
@@ -43,6 +45,7 @@ class Settings:
     keep: int = 2
     log_every: int = 50
     layout: Layout = dataclasses.field(default_factory=Layout)
+    profile: Profile | None = None
     on_step: Callable[[str, int], None] | None = None
 
     def __post_init__(self):
@@ -177,6 +180,7 @@ def train(
         states = {n: streams[n].state() for n, stream in stage.data.items() if stream.stateful}
         checkpoints.save(step, state, {"pending": pending, "streams": states})
 
+    profiler = Profiler(settings.profile, stage.name, display)
     display.begin(stage.name, first, stage.steps)
     started, step, report = time.monotonic(), first, None
     try:
@@ -187,13 +191,16 @@ def train(
                 if bool(state.done):
                     break
                 _stop(stage, checkpoints, save, step - 1, interrupts.signal, display)
+            profiler.before(step, report)
             before = time.monotonic()
             raw = {name: next(stream) for name, stream in streams.items()}
+            ready = time.monotonic()
             # While an earlier step is still computed, the data was not waited for.
             idle = report is None or report.is_ready()
-            waited = time.monotonic() - before if idle else 0.0
+            waited = ready - before if idle else 0.0
             items = {name: layout.item(item, members[name]) for name, item in raw.items()}
             state, report = compiled.function(state, frozen, tables, items, steps, keys)
+            reports.clock.add(ready - before, time.monotonic() - ready)
             if stage.program.stop is not None:
                 flags.append(jnp.copy(state.done))
                 flags = flags[-1 - _LAG :]
@@ -218,6 +225,7 @@ def train(
         check_parameters(stage, state, step)
     finally:
         display.close()
+        profiler.close(report)
     jax.block_until_ready(state)
     seconds = time.monotonic() - started
     display.end(f"{step} steps in {seconds:.1f} s")
