@@ -138,10 +138,9 @@ class LanguageTask(Task):
                     f"{config.max_length}"
                 )
 
-    @functools.cached_property
-    def example(self) -> np.ndarray:
+    def examples(self, role: str) -> tuple[np.ndarray, ...]:
         """One row of tokens, for shapes."""
-        return np.zeros((1, 2), np.int32)
+        return (np.zeros((1, 2), np.int32),)
 
     def variables(self, role: str) -> PyTree:
         """Given ones, or random ones: the same for every method of a seed."""

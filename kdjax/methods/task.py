@@ -24,7 +24,25 @@ from kdjax.training import Compute, Outcome, Program, Stage, Term, Validation, g
 from kdjax.training.optimizers import Training
 
 PyTree = Any
+Fields = str | tuple[str, ...]  # what a network reads of a batch: its arguments, in their order
 NOTHING: Mapping[str, PyTree] = types.MappingProxyType({})
+
+
+def inputs(batch: Mapping[str, jax.Array], fields: Fields) -> tuple[jax.Array, ...]:
+    """The arguments of a network: the fields of a batch that it reads, in order.
+
+    Raises:
+      ValueError: the batch lacks a field.
+
+    >>> batch = {"image": 1, "audio": 2, "label": 3}
+    >>> inputs(batch, "image"), inputs(batch, ("image", "audio"))
+    ((1,), (1, 2))
+    """
+    names = (fields,) if isinstance(fields, str) else fields
+    for name in names:
+        if name not in batch:
+            raise ValueError(f"a network reads the field {name!r}, but there are {sorted(batch)}")
+    return tuple(batch[name] for name in names)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +54,8 @@ class Task:
       networks: role -> network; the output of each is logits, or a dict with `logits`.
       training: role -> how it is trained.
       seed: initial variables and the order of the batches.
-      input: the field of a batch that the networks read.
+      input: the field of a batch that the networks read; several, for networks of as many
+        arguments; or a mapping from roles to these, where roles see different modalities.
       validate_every: steps between two looks at the validation split.
       given: role -> trained variables; a role that is here is not trained.
       mean, std: what images are normalised with; None: they stay in [0, 1].
@@ -48,7 +67,7 @@ class Task:
     networks: Mapping[str, Network]
     training: Mapping[str, Training]
     seed: int = 0
-    input: str = "image"
+    input: Fields | Mapping[str, Fields] = "image"
     validate_every: int = 100
     given: Mapping[str, PyTree] = dataclasses.field(default_factory=dict)
     mean: tuple[float, ...] | None = None
@@ -77,7 +96,31 @@ class Task:
                 )
         if self.validate_every < 1:
             raise ValueError(f"validate_every must be at least 1, got {self.validate_every}")
+        self.check_inputs()
         self.check_outputs()
+
+    def check_inputs(self) -> None:
+        """Refuses roles that read what the data set does not hold, and views of half an example."""
+        for role in self.networks:
+            try:
+                inputs(self.dataset.splits["train"].fields, self.reads(role))
+            except ValueError as error:
+                raise ValueError(f"{self.dataset.name!r}, {role}: {error}") from error
+            mixed = any(a.name == "mixup" for a in self.training.get(role, Training()).augment)
+            if mixed and self.reads(role) not in ("image", ("image",)):
+                raise ValueError(
+                    f"mixup mixes images alone, but the {role} reads {self.reads(role)}: its other "
+                    "inputs would belong to another label"
+                )
+
+    def reads(self, role: str) -> Fields:
+        """The field, or the fields, that the network of a role reads of a batch."""
+        fields = self.input
+        if isinstance(fields, Mapping):
+            if role not in fields:
+                raise ValueError(f"input does not say what the {role} reads; it has {list(fields)}")
+            fields = fields[role]
+        return fields if isinstance(fields, str) else tuple(fields)
 
     def check_outputs(self) -> None:
         """Refuses networks whose classes are not those of the labels."""
@@ -93,16 +136,20 @@ class Task:
         """The number of logits of a role's network."""
         network = self.networks[role]
 
-        def outputs(rng, x):
-            return logits_of(network.apply(network.init(rng, x), x).output)
+        def outputs(rng, *x):
+            return logits_of(network.apply(network.init(rng, *x), *x).output)
 
-        return jax.eval_shape(outputs, jax.random.key(0), self.example).shape[-1]
+        return jax.eval_shape(outputs, jax.random.key(0), *self.examples(role)).shape[-1]
 
-    @functools.cached_property
-    def example(self) -> np.ndarray:
-        """A batch of one input, for shapes."""
-        field = self.dataset.splits["train"].arrays()[self.input][:1]
-        return np.zeros(field.shape, np.float32)
+    def examples(self, role: str) -> tuple[np.ndarray, ...]:
+        """The arguments of a role's network for a batch of one, for shapes."""
+        record = inputs(self.dataset.splits["train"][0], self.reads(role))
+
+        def zeros(x):  # bytes of images become floats in a batch
+            kept = np.asarray(x).dtype.kind in "bi"
+            return np.zeros((1, *np.shape(x)), np.asarray(x).dtype if kept else np.float32)
+
+        return tuple(map(zeros, record))
 
     def key(self, name: str) -> jax.Array:
         """A random key of this task that depends on nothing but the seed and the name."""
@@ -110,7 +157,7 @@ class Task:
 
     def variables(self, role: str) -> PyTree:
         """The initial variables of a role: the same for every method of a seed."""
-        return self.networks[role].init(self.key(f"variables of {role}"), self.example)
+        return self.networks[role].init(self.key(f"variables of {role}"), *self.examples(role))
 
     def stream(
         self,
@@ -149,7 +196,7 @@ class Task:
     def validation(self, role: str) -> Validation:
         """Scores a role on the validation split, and keeps the best."""
         return Validation(
-            classification_metrics(role, self.networks[role], self.input),
+            classification_metrics(role, self.networks[role], self.reads(role)),
             self.sequential("validation"),
             self.validate_every,
         )
@@ -208,7 +255,7 @@ class Task:
         On several hosts each computes all of them; all must call it.
         """
         stream = self.sequential(split)
-        forward = _forward(self.networks[role], stream.assemble, self.input)
+        forward = _forward(self.networks[role], stream.assemble, self.reads(role))
         variables, parts = gather(variables), []
         for item in stream.items(whole=True):
             logits, where = forward(variables, stream.table, item)
@@ -237,20 +284,20 @@ def _sequential(split: Split, mean, std):
 
 
 @functools.lru_cache(maxsize=64)
-def _forward(network: Network, assemble, field: str):
+def _forward(network: Network, assemble, fields: Fields):
     def forward(variables, table, item):
         batch = assemble(table, item)
-        return logits_of(network.apply(variables, batch[field]).output), batch["where"]
+        return logits_of(network.apply(variables, *inputs(batch, fields)).output), batch["where"]
 
     return jax.jit(forward)
 
 
 @functools.lru_cache(maxsize=64)
-def classification_metrics(role: str, network: Network, field: str = "image"):
+def classification_metrics(role: str, network: Network, fields: Fields = "image"):
     """`(variables, batch) -> {accuracy, cross_entropy}` of a role, for a `Validation`."""
 
     def evaluate(variables, batch) -> dict[str, Term]:
-        logits = logits_of(network.apply(variables[role], batch[field]).output)
+        logits = logits_of(network.apply(variables[role], *inputs(batch, fields)).output)
         correct = jnp.argmax(logits, -1) == batch["label"]
         return {
             "accuracy": mean(correct.astype(jnp.float32), batch["where"]),
