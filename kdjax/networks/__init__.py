@@ -1,7 +1,9 @@
 """Networks: two pure functions, whatever they were written in, and taps into their values."""
 
 from kdjax.networks.adapters import as_network
+from kdjax.networks.dual_encoder import DualEncoder, TextEncoder
 from kdjax.networks.functions import from_function
+from kdjax.networks.fusion import Fusion
 from kdjax.networks.heads import ClassifierHead, InstanceTemperature
 from kdjax.networks.inheritance import inherit_weights
 from kdjax.networks.linen import from_linen
@@ -44,7 +46,9 @@ __all__ = [
     "ConvRegressor",
     "Decoder",
     "DecoderConfig",
+    "DualEncoder",
     "FactorEncoder",
+    "Fusion",
     "InstanceTemperature",
     "LinearEmbedding",
     "Network",
@@ -56,6 +60,7 @@ __all__ = [
     "SemCKDAttention",
     "SemCKDProjector",
     "SimKDProjector",
+    "TextEncoder",
     "Translator",
     "VIDHead",
     "ViT",
