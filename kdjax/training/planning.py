@@ -289,6 +289,13 @@ def plan(
       make: builds the recipe; called under a trace.
       layout: mesh and partition rules of the run.
       only: names of the stages to plan; None: all.
+
+    Raises:
+      ValueError: a stage cannot run with this layout, or `only` names none of the recipe's.
     """
     stages, end = replay(make)
+    known = [stage.name for stage in stages]
+    for name in only or ():
+        if name not in known:
+            raise ValueError(f"there is no stage {name!r} to plan; there are {known}")
     return [plan_stage(s, layout) for s in stages if only is None or s.name in only], end
