@@ -39,11 +39,14 @@ FIELDS = (
     "checkpoint_every",
     "keep",
     "log_every",
+    "nonfinite",
+    "nonfinite_limit",
     "mesh",
     "sharding",
 )
-# Fields that do not change what is computed: a workdir may go on under other values of these.
-FREE = ("checkpoint_every", "keep", "log_every")
+# Fields that do not change what is computed: a workdir may go on under other values of these. So
+# that a run which a loss has stopped can go on under another policy, that is one of them.
+FREE = ("checkpoint_every", "keep", "log_every", "nonfinite", "nonfinite_limit")
 
 
 class ConfigError(ValueError):
@@ -68,6 +71,8 @@ def defaults() -> ml_collections.ConfigDict:
     config.checkpoint_every = 200
     config.keep = 2
     config.log_every = 50
+    config.nonfinite = "stop"
+    config.nonfinite_limit = 10
     config.mesh = dict(data=-1, model=1)
     config.sharding = dict()
     return config
@@ -195,6 +200,8 @@ def settings(config: ml_collections.ConfigDict, **changes: Any) -> Settings:
         checkpoint_every=config.checkpoint_every,
         keep=config.keep,
         log_every=config.log_every,
+        nonfinite=config.nonfinite,
+        nonfinite_limit=config.nonfinite_limit,
         layout=Layout(make_mesh(config.mesh.data, config.mesh.model), rules),
         **changes,
     )
@@ -214,10 +221,12 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """The fields in which two configs differ, as `name: old -> new`."""
     a, b = flatten(old), flatten(new)
+    # Where a stage goes back to, and with that what it computes, lies at multiples of this.
+    bound = ("checkpoint_every",) if b.get("nonfinite") == "rollback" else ()
     return [
         f"{name}: {a.get(name, 'absent')!r} -> {b.get(name, 'absent')!r}"
         for name in sorted(set(a) | set(b))
-        if a.get(name) != b.get(name) and name not in FREE
+        if a.get(name) != b.get(name) and (name not in FREE or name in bound)
     ]
 
 

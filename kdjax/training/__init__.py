@@ -5,10 +5,10 @@ from kdjax.training.interrupts import Interrupted
 from kdjax.training.journal import Recipe, run
 from kdjax.training.loop import Settings
 from kdjax.training.metrics import MetricWriter, read_metrics
+from kdjax.training.nonfinite import NonFiniteLoss
 from kdjax.training.population import prefixed, together
 from kdjax.training.profiling import Profile
 from kdjax.training.progress import Display
-from kdjax.training.reports import NonFiniteLoss
 from kdjax.training.sharding import Layout, gather, make_mesh
 from kdjax.training.stage import (
     Combined,

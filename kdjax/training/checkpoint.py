@@ -153,12 +153,16 @@ class Checkpoints:
       folder: where they lie.
       keep: how many whole ones stay.
       say: called with a line when something is worth telling.
+      regular: steps between regular checkpoints, of which the newest `keep` stay besides: rolling
+        back must find them though a signal has had others saved. 0: all are alike.
     """
 
-    def __init__(self, folder: pathlib.Path, keep: int, say: Callable[[str], None]):
+    def __init__(
+        self, folder: pathlib.Path, keep: int, say: Callable[[str], None], regular: int = 0
+    ):
         if keep < 1:
             raise ValueError(f"keep must be at least 1, got {keep}")
-        self._folder, self._keep, self._say = folder, keep, say
+        self._folder, self._keep, self._say, self._regular = folder, keep, say, regular
         self._worker = concurrent.futures.ThreadPoolExecutor(1)
         self._pending: concurrent.futures.Future | None = None
         self._step = 0
@@ -201,11 +205,24 @@ class Checkpoints:
     def _finish(self, finish: Callable[[], None]) -> None:
         finish()
         if jax.process_index() == 0:
-            folders = [self._folder / str(step) for step in self.steps()]
-            whole = [folder for folder in folders if _manifest(folder).exists()]
-            for folder in whole[: -self._keep]:
-                _manifest(folder).unlink()  # first: without it the rest is void
-                shutil.rmtree(folder)
+            whole = [step for step in self.steps() if _manifest(self._folder / str(step)).exists()]
+            regular = [step for step in whole if self._regular and step % self._regular == 0]
+            for step in whole[: -self._keep]:
+                if step not in regular[-self._keep :]:
+                    self._drop(step)
+
+    def _drop(self, step: int) -> None:
+        folder = self._folder / str(step)
+        _manifest(folder).unlink(missing_ok=True)  # first: without it the rest is void
+        shutil.rmtree(folder)
+
+    def forget_irregular(self) -> None:
+        """Removes what a signal had saved between regular checkpoints: it leads to the fault."""
+        self.wait()
+        if jax.process_index() == 0:
+            for step in self.steps():
+                if not self._regular or step % self._regular:
+                    self._drop(step)
 
     def _failed(self, error: BaseException) -> CheckpointError:
         kept = [s for s in self.steps() if s != self._step and not damage(self._folder / str(s))]

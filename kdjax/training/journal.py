@@ -61,7 +61,7 @@ def run(
 
     Raises:
       ValueError: the recipe asks for another node than the journal holds, or twice for one name.
-      NonFiniteLoss: a loss is not finite; the last good checkpoint stays.
+      NonFiniteLoss: a loss is not finite (`Settings.nonfinite`); the last good checkpoint stays.
       Interrupted: SIGTERM or Ctrl-C; the unfinished stage was saved.
     """
     settings = settings or Settings()
@@ -161,7 +161,8 @@ def _stage(node, key, place, folder, settings, metrics, display, interrupts) -> 
         return Outcome(lambda: state, int(state.step))
     at = folder / "checkpoints" / place.name
     if not _finished(place, display):
-        checkpoints = Checkpoints(at, settings.keep, display.say)
+        regular = settings.checkpoint_every if settings.nonfinite == "rollback" else 0
+        checkpoints = Checkpoints(at, settings.keep, display.say, regular)
         try:
             state = train(node, key, settings, checkpoints, metrics, display, interrupts)
         finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import zlib
@@ -41,6 +42,14 @@ class Bundle:
         self.table = first.table if one else _stack([s.table for s in streams])
         if hasattr(first, "batches"):
             self.batches = first.batches
+
+    def reordered(self, attempt: int) -> Bundle:
+        lacking = [s for s in self._streams if not hasattr(s, "reordered")]
+        if lacking:
+            raise ValueError(f"{type(lacking[0]).__name__} has one order only")
+        other = copy.copy(self)
+        other._streams = [s.reordered(attempt) for s in self._streams]
+        return other
 
     def items(self, *arguments) -> Iterator[PyTree]:
         if self.stateful:

@@ -186,6 +186,9 @@ class Stream(Protocol):
         the step's key, so streams that process alike hold the same function.
       stateful: False: the item of step t is a function of (seed, t), and the step is the whole
         state. True: the iterator has `state()`, checkpointed with the rest.
+
+    A stream that is not stateful may have `reordered(attempt) -> Stream`: the same examples in
+    another order, a function of the seed and of `attempt` (1, 2, ...). Rolling back asks for it.
     """
 
     batch_size: int

@@ -13,6 +13,7 @@ import optax
 from jax import lax
 
 from kdjax.training.gradients import gradient
+from kdjax.training.nonfinite import none_acted, unless_finite
 from kdjax.training.stage import Context, Program, PyTree, Stage, Term, Update, Variables
 from kdjax.training.state import State, pick, put
 
@@ -72,7 +73,7 @@ def _same(before: PyTree, after: PyTree, what: str) -> PyTree:
 
 def _step(program_parts, names: list[str], state: State, frozen, batch, steps, key):
     """One step of a program on one batch; the report's rows are (total, weight) by `names`."""
-    updates, prepare, schedules, stop = program_parts
+    updates, prepare, schedules, stop, skip = program_parts
     values = {
         name: jnp.asarray(schedule(state.step, steps), jnp.float32)
         for name, schedule in schedules.items()
@@ -88,7 +89,11 @@ def _step(program_parts, names: list[str], state: State, frozen, batch, steps, k
 
         def act(kept, update=update, c=c):
             *new, report = _act(update, kept[0], frozen, *kept[1:], batch, c)
-            return (*map(_same, kept, new, ("variables", "optimizers", "memory")), report)
+            new = tuple(map(_same, kept, new, ("variables", "optimizers", "memory")))
+            if skip:
+                prefix = f"{update.name}/" if update.name else ""
+                new, report = unless_finite(kept, new, report, prefix)
+            return (*new, report)
 
         kept = (live, opts[k], memory)
         if callable(update.when) or update.when > 1:
@@ -102,6 +107,9 @@ def _step(program_parts, names: list[str], state: State, frozen, batch, steps, k
         if twice:
             raise ValueError(f"two updates report {twice[0]!r}: give them names (Update.name)")
         metrics.update(report)
+    if skip and prepare is not None:  # what was prepared for skipped updates is not remembered
+        lost = none_acted(metrics)
+        memory = jax.tree.map(lambda old, new: jnp.where(lost, old, new), state.memory, memory)
     done = state.done if stop is None else stop(context._replace(memory=memory))
     memory = _same(state.memory, memory, "memory")  # what prepare returned of it
     names[:] = list(metrics)
@@ -113,8 +121,10 @@ def _step(program_parts, names: list[str], state: State, frozen, batch, steps, k
 _compiled: weakref.WeakKeyDictionary[Program, dict] = weakref.WeakKeyDictionary()
 
 
-def compiled_step(stage: Stage, shardings: State) -> CompiledStep:
+def compiled_step(stage: Stage, shardings: State, skip: bool = False) -> CompiledStep:
     """The compiled step of a stage: shared by stages of one program that process data alike.
+
+    With `skip`, an update whose loss or gradient is not finite changes nothing.
 
     Only the state is donated. Frozen variables and tables are arguments: never closed over,
     donated or returned. The returned function is
@@ -127,13 +137,13 @@ def compiled_step(stage: Stage, shardings: State) -> CompiledStep:
     axes = population_axes(stage) if stage.seeds else ()
     # As pairs: the axes decide what vmap makes of the step, so they are part of the key.
     across = tuple(tuple(sorted(part.items())) for part in axes)
-    key = (processing, across, tuple(leaves), structure)
+    key = (processing, across, tuple(leaves), structure, skip)
     cache = _compiled.setdefault(program, {})
     if key in cache:
         return cache[key]
     names: list[str] = []
     # The parts, not the program: a value that held its key would never leave the weak dictionary.
-    parts = (program.updates, program.prepare, dict(program.schedules), program.stop)
+    parts = (program.updates, program.prepare, dict(program.schedules), program.stop, skip)
     member = functools.partial(_member_step, parts, names, assembles)
     if stage.seeds:
         if program.stop is not None:

@@ -214,6 +214,21 @@ def test_a_workdir_belongs_to_one_config(config, tmp_path):
         configuration.claim(workdir, config)
 
 
+def test_a_run_may_go_on_under_another_policy_but_goes_back_to_the_same_checkpoints(
+    config, tmp_path
+):
+    configuration.claim(tmp_path / "run", config)
+    config.nonfinite, config.nonfinite_limit = "skip", 3
+    configuration.claim(tmp_path / "run", config)
+    assert configuration.settings(config).nonfinite == "skip"
+    config.nonfinite, config.checkpoint_every = "rollback", config.checkpoint_every + 1
+    with pytest.raises(ConfigError, match="checkpoint_every: "):
+        configuration.claim(tmp_path / "run", config)
+    config.nonfinite = "ignore"
+    with pytest.raises(ValueError, match=r"nonfinite must be one of .* got 'ignore'"):
+        configuration.settings(config)
+
+
 def test_a_workdir_that_cannot_be_written_is_refused(config, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="cannot be written"):
