@@ -235,7 +235,11 @@ def claim(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
     path = workdir / "config.json"
     new = json.loads(json.dumps(plain(config)))
     if path.exists():
-        changed = differences(json.loads(path.read_text()), new)
+        try:
+            old = json.loads(path.read_text())
+        except ValueError as error:
+            raise ConfigError(f"{path} is damaged: {error}") from error
+        changed = differences(old, new)
         if changed:
             raise ConfigError(
                 f"{workdir} belongs to a run with another config ({'; '.join(changed)}): "

@@ -8,6 +8,7 @@ one is unfinished, and one whose files differ from it is damaged. Neither is eve
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import hashlib
 import json
 import os
@@ -32,8 +33,13 @@ class CheckpointError(RuntimeError):
 def write_text(path: pathlib.Path, text: str) -> None:
     """Writes a file whole or not at all."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text)
-    os.replace(temporary, path)
+    try:
+        temporary.write_text(text)
+        os.replace(temporary, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
 
 
 def _manifest(folder: pathlib.Path) -> pathlib.Path:
@@ -133,6 +139,12 @@ def put_aside(path: pathlib.Path) -> None:
     path.rename(aside)
 
 
+def reason(error: BaseException) -> str:
+    """The first line of an error."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:300] if lines else repr(error)
+
+
 def agreed(value: int) -> int:
     """What the first process found, on every process: the others look a little later."""
     if jax.process_count() == 1:
@@ -191,12 +203,12 @@ class Checkpoints:
     def save(self, step: int, tree: PyTree, extra: dict[str, Any]) -> None:
         """Starts saving; waits for the save before it, and raises if that one failed."""
         self.wait()
-        self._folder.mkdir(parents=True, exist_ok=True)
-        if jax.process_index() == 0:
-            for left in self._folder.glob("*orbax-checkpoint-tmp*"):
-                shutil.rmtree(left)  # what a killed process had not finished
         self._step = step
         try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            if jax.process_index() == 0:
+                for left in self._folder.glob("*orbax-checkpoint-tmp*"):
+                    shutil.rmtree(left)  # what a killed process had not finished
             finish = save(self._folder / str(step), tree, extra)
         except (OSError, ValueError) as error:
             raise self._failed(error) from error
@@ -227,9 +239,8 @@ class Checkpoints:
     def _failed(self, error: BaseException) -> CheckpointError:
         kept = [s for s in self.steps() if s != self._step and not damage(self._folder / str(s))]
         left = f"the checkpoint at step {kept[-1]} is whole" if kept else "there is none before it"
-        reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else repr(error)
         return CheckpointError(
-            f"could not save the checkpoint at step {self._step}: {reason}; {left}"
+            f"could not save the checkpoint at step {self._step}: {reason(error)}; {left}"
         )
 
     def wait(self) -> None:

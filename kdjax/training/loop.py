@@ -161,7 +161,8 @@ def _attempt(stage, key, settings, checkpoints, metrics, display, interrupts, po
     policy.restore(extra)
     if found:
         display.say(f"{stage.name}: continues at step {first}")
-    metrics.rewind(stage.name, first)
+    for number in metrics.rewind(stage.name, first):
+        display.say(f"metrics.jsonl: line {number} was damaged and is left out")
 
     shardings = jax.tree.map(lambda x: x.sharding, state)
     compiled = compiled_step(stage, shardings, policy.skips)

@@ -11,6 +11,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from kdjax.training.checkpoint import CheckpointError
+
 
 def finite(value: Any) -> Any:
     """A JSON number or a list of them; what is not finite becomes null."""
@@ -26,7 +28,8 @@ class MetricWriter:
     Only the first process writes to disk, and nothing does where there is no workdir.
 
     A run that is started again drops the lines of steps it is about to repeat, so that the file
-    reads as that of a run which was never stopped.
+    reads as that of a run which was never stopped. Each line is written at once and whole, or the
+    run stops: what a full disk cuts short is dropped when the run goes on.
     """
 
     def __init__(self, workdir: str | os.PathLike | None, tensorboard: bool = True):
@@ -37,29 +40,37 @@ class MetricWriter:
         workdir = pathlib.Path(workdir)
         workdir.mkdir(parents=True, exist_ok=True)
         self._path = workdir / "metrics.jsonl"
-        self._file = self._path.open("a", encoding="utf-8")
+        self._open()
         if tensorboard and importlib.util.find_spec("tensorboardX"):
             import tensorboardX
 
             self._board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"))
 
-    def rewind(self, stage: str, step: int) -> None:
-        """Drops the lines of `stage` after `step`, and a line cut short by a kill."""
+    def _open(self) -> None:
+        try:
+            self._file = self._path.open("ab", buffering=0)  # nothing is kept back for later
+        except OSError as error:
+            raise CheckpointError(f"could not open {self._path}: {error.strerror}") from error
+
+    def rewind(self, stage: str, step: int) -> list[int]:
+        """Drops the lines of `stage` after `step`, and a last one cut short by a kill.
+
+        Returns the numbers of other lines that cannot be read: damage, which is dropped too.
+        """
+        self.rows = [row for row in self.rows if row["stage"] != stage or row["step"] <= step]
         if self._file is None:
-            return
+            return []
         self._file.close()
-        kept = []
-        for line in self._path.read_text(encoding="utf-8").splitlines():
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError:
-                continue
-            if row["stage"] != stage or row["step"] <= step:
-                kept.append(line + "\n")
+        rows, damaged = _read(self._path)
+        kept = [line for line, row in rows if row["stage"] != stage or row["step"] <= step]
         temporary = self._path.with_name(".metrics.jsonl")
-        temporary.write_text("".join(kept), encoding="utf-8")
-        os.replace(temporary, self._path)
-        self._file = self._path.open("a", encoding="utf-8")
+        try:
+            temporary.write_bytes(b"".join(kept))
+            os.replace(temporary, self._path)
+        except OSError as error:
+            raise CheckpointError(f"could not write {self._path}: {error.strerror}") from error
+        self._open()
+        return damaged
 
     def write(self, stage: str, step: int, kind: str, values: dict[str, Any]) -> None:
         row = {"stage": stage, "step": step, "kind": kind}
@@ -67,8 +78,15 @@ class MetricWriter:
         self.rows.append(row)
         if self._file is None:
             return
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
+        line = json.dumps(row).encode() + b"\n"
+        try:
+            written = self._file.write(line)
+            if written != len(line):
+                self._file.write(line[written:])  # what is in the way says so now
+        except OSError as error:
+            raise CheckpointError(
+                f"could not write {self._path}: {error.strerror}; the newest checkpoint stays"
+            ) from error
         if self._board is not None:
             for name, value in values.items():
                 if np.ndim(value) == 0:
@@ -81,7 +99,28 @@ class MetricWriter:
             self._board.close()
 
 
+def _read(path: pathlib.Path) -> tuple[list[tuple[bytes, dict[str, Any]]], list[int]]:
+    """Lines and their rows, and the numbers of lines that are no rows; a last part is left out."""
+    rows, damaged = [], []
+    lines = path.read_bytes().split(b"\n")
+    for number, line in enumerate(lines[:-1], 1):
+        try:
+            row = json.loads(line)
+            row["stage"], row["step"] + 0, row["kind"]
+            rows.append((line + b"\n", row))
+        except (ValueError, KeyError, TypeError):
+            damaged.append(number)
+    return rows, damaged
+
+
 def read_metrics(workdir: str | os.PathLike) -> list[dict[str, Any]]:
-    """The rows of a run's `metrics.jsonl`."""
+    """The rows of a run's `metrics.jsonl`; a last line that is not yet whole is left out.
+
+    Raises:
+      ValueError: another line is damaged.
+    """
     path = pathlib.Path(workdir) / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    rows, damaged = _read(path)
+    if damaged:
+        raise ValueError(f"{path}: line {damaged[0]} is damaged")
+    return [row for _, row in rows]
