@@ -3,6 +3,7 @@
 from kdjax.training.checkpoint import CheckpointError, load_variables, save_variables
 from kdjax.training.interrupts import Interrupted
 from kdjax.training.journal import Recipe, run
+from kdjax.training.lock import WorkdirInUse
 from kdjax.training.loop import Settings
 from kdjax.training.metrics import MetricWriter, read_metrics
 from kdjax.training.nonfinite import NonFiniteLoss
@@ -47,6 +48,7 @@ __all__ = [
     "Term",
     "Update",
     "Validation",
+    "WorkdirInUse",
     "divide",
     "gather",
     "load_variables",

@@ -75,10 +75,10 @@ def run(
     with contextlib.ExitStack() as held:
         if folder is not None:
             held.enter_context(locked(folder, display.say))
-        metrics = metrics or MetricWriter(folder)
-        held.callback(metrics.close)
-        interrupts = held.enter_context(Interrupts())
         try:
+            metrics = metrics or MetricWriter(folder)
+            held.callback(metrics.close)
+            interrupts = held.enter_context(Interrupts())
             return _replay(recipe, seed, folder, settings, display, metrics, interrupts)
         except OSError as error:
             if folder is None or not str(error.filename).startswith(str(folder)):

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 import os
 import pathlib
+import struct
+import time
 from typing import Any
 
 import jax
@@ -42,9 +45,7 @@ class MetricWriter:
         self._path = workdir / "metrics.jsonl"
         self._open()
         if tensorboard and importlib.util.find_spec("tensorboardX"):
-            import tensorboardX
-
-            self._board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"))
+            self._board = Board(workdir / "tensorboard")
 
     def _open(self) -> None:
         try:
@@ -78,25 +79,60 @@ class MetricWriter:
         self.rows.append(row)
         if self._file is None:
             return
-        line = json.dumps(row).encode() + b"\n"
-        try:
-            written = self._file.write(line)
-            if written != len(line):
-                self._file.write(line[written:])  # what is in the way says so now
-        except OSError as error:
-            raise CheckpointError(
-                f"could not write {self._path}: {error.strerror}; the newest checkpoint stays"
-            ) from error
+        _write(self._file, self._path, json.dumps(row).encode() + b"\n")
         if self._board is not None:
-            for name, value in values.items():
-                if np.ndim(value) == 0:
-                    self._board.add_scalar(f"{stage}/{kind}/{name}", float(value), step)
+            scalars = {n: float(x) for n, x in values.items() if np.ndim(x) == 0}
+            self._board.write(step, {f"{stage}/{kind}/{n}": x for n, x in scalars.items()})
 
     def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-        if self._board is not None:
-            self._board.close()
+        for file in (self._file, self._board):
+            if file is not None:
+                file.close()
+
+
+class Board:
+    """Scalars for TensorBoard, each written at once by this thread: a full disk is an error here.
+
+    `tensorboardX.SummaryWriter` writes in a thread that ends at the first error, without a word;
+    some events later the run would wait for it for ever.
+    """
+
+    def __init__(self, folder: pathlib.Path):
+        # The time of day, which TensorBoard sorts by, may come twice.
+        name = f"events.out.tfevents.{int(time.time())}.{os.getpid()}.{time.monotonic_ns()}"
+        self._path = folder / name
+        folder.mkdir(exist_ok=True)
+        self._file = self._path.open("ab", buffering=0)
+        self._add(file_version="brain.Event:2")
+
+    def write(self, step: int, scalars: dict[str, float]) -> None:
+        from tensorboardX.proto.summary_pb2 import Summary
+
+        values = [Summary.Value(tag=name, simple_value=x) for name, x in scalars.items()]
+        self._add(step=step, summary=Summary(value=values))
+
+    def _add(self, **fields: Any) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.record_writer import masked_crc32c
+
+        data = Event(wall_time=time.time(), **fields).SerializeToString()
+        size = struct.pack("<Q", len(data))
+        sums = [struct.pack("<I", masked_crc32c(part)) for part in (size, data)]
+        _write(self._file, self._path, size + sums[0] + data + sums[1])
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _write(file: io.FileIO, path: pathlib.Path, content: bytes) -> None:
+    try:
+        written = file.write(content)
+        if written != len(content):
+            file.write(content[written:])  # what is in the way says so now
+    except OSError as error:
+        raise CheckpointError(
+            f"could not write {path}: {error.strerror}; the newest checkpoint stays"
+        ) from error
 
 
 def _read(path: pathlib.Path) -> tuple[list[tuple[bytes, dict[str, Any]]], list[int]]:
