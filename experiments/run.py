@@ -20,6 +20,7 @@ from experiments import configuration, reports, tasks
 from kdjax import evaluation, methods
 from kdjax.methods.task import Task
 from kdjax.training import Display, Profile, read_metrics, run, save_variables
+from kdjax.training.lock import locked
 
 CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lies; started again, it goes on.")
@@ -79,9 +80,13 @@ def main(argv: Sequence[str]) -> None:
     settings = configuration.settings(config, profile=profile(workdir))
     for role, training in task.training.items():
         settings.layout.check_batch(f"train of the {role}", training.batch_size)
-    configuration.claim(workdir, config)
-
     display = Display()
+    with locked(workdir, display.say):
+        configuration.claim(workdir, config)
+        _run(task, module, method_config, settings, config, workdir, display, began)
+
+
+def _run(task, module, method_config, settings, config, workdir, display, began) -> None:
     display.say(f"{config.method.name} on {task.dataset.name}, seed {config.seed}: {workdir}")
     teacher, alone, distilled = run(
         experiment(task, module, method_config),

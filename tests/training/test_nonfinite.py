@@ -228,8 +228,7 @@ def rolled(workdir, kill=None, stop=None, limit=10, keep=1, stream=toys.TableStr
 
     settings = Settings(10, keep, 5, nonfinite="rollback", nonfinite_limit=limit, on_step=on_step)
     outcome = run(recipe(), workdir=workdir, settings=settings)
-    clocked = ("examples_per_second", "stall")
-    rows = [{k: v for k, v in r.items() if k not in clocked} for r in read_metrics(workdir)]
+    rows = [toys.unclocked(row) for row in read_metrics(workdir)]
     return toys.bits(outcome.load()), rows, steps
 
 

@@ -30,8 +30,7 @@ class Tally:
 def trace(workdir, stdout):
     """What a finished run has left."""
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    clocked = ("examples_per_second", "stall")
-    rows = [{name: x for name, x in row.items() if name not in clocked} for row in rows]
+    rows = [unclocked(row) for row in rows]
     return json.loads(stdout.splitlines()[-1])["digest"], rows
 
 
