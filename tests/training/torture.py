@@ -16,6 +16,8 @@ import subprocess
 import sys
 import time
 
+from training_toys import unclocked
+
 SCRIPT = pathlib.Path(__file__).parent / "resumable.py"
 
 

@@ -200,3 +200,9 @@ def train(program, variables, steps=20, data=None, settings=None, metrics=None, 
         return (yield Stage("toy", program, variables, data, steps, **stage))
 
     return run(recipe(), settings=settings or Settings(), metrics=metrics)
+
+
+def unclocked(row):
+    """A row of metrics without what a clock has measured."""
+    clocked = ("examples_per_second", "stall")
+    return {k: x for k, x in row.items() if k not in clocked and not k.startswith("time/")}
