@@ -81,6 +81,7 @@ def main(argv: Sequence[str]) -> None:
     first = tasks.task(single, found)
     members = [dataclasses.replace(first, seed=seed) for seed in seeds]
     settings = configuration.settings(config)
+    configuration.check_layout(settings.layout, first)
     configuration.claim(workdir, config)
     display, began = Display(), time.monotonic()
 

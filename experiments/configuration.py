@@ -46,7 +46,15 @@ FIELDS = (
 )
 # Fields that do not change what is computed: a workdir may go on under other values of these. So
 # that a run which a loss has stopped can go on under another policy, that is one of them.
-FREE = ("checkpoint_every", "keep", "log_every", "nonfinite", "nonfinite_limit")
+FREE = (
+    "checkpoint_every",
+    "keep",
+    "log_every",
+    "mesh",
+    "nonfinite",
+    "nonfinite_limit",
+    "sharding",
+)
 
 
 class ConfigError(ValueError):
@@ -74,7 +82,7 @@ def defaults() -> ml_collections.ConfigDict:
     config.nonfinite = "stop"
     config.nonfinite_limit = 10
     config.mesh = dict(data=-1, model=1)
-    config.sharding = dict()
+    config.sharding = dict(teacher="replicated", student="replicated")
     return config
 
 
@@ -185,24 +193,79 @@ def task(config: ml_collections.ConfigDict, found: data.Dataset | None = None) -
     )
     if not config.teacher.checkpoint:
         return made
-    shapes = jax.eval_shape(lambda: made.variables("teacher"))
-    return made.with_teacher(load_variables(pathlib.Path(config.teacher.checkpoint), shapes))
+    return made.with_teacher(restored(config, made))
+
+
+def restored(config: ml_collections.ConfigDict, task: Task) -> Any:
+    """The teacher's variables of `config.teacher.checkpoint`, read straight into their shards."""
+    shapes = jax.eval_shape(lambda: task.variables("teacher"))
+    shardings = layout(config).role("teacher", shapes)
+    return load_variables(pathlib.Path(config.teacher.checkpoint), shapes, shardings)
+
+
+def layout(config: ml_collections.ConfigDict) -> Layout:
+    """The mesh and the partition rules of a config."""
+    only("config.mesh", config.mesh, ("data", "model"))
+    rules = {}
+    for role, rule in plain(config.sharding).items():
+        where = f"config.sharding.{role}"
+        if isinstance(rule, str):
+            if rule == "tensor_parallel" and config.mesh.model == 1:
+                raise ConfigError(f"{where}={rule!r} cuts over `model`, but config.mesh.model=1")
+            rules[role] = rule
+            continue
+        try:
+            rules[role] = [(regex, PartitionSpec(*spec)) for regex, spec in rule]
+        except (TypeError, ValueError) as error:
+            raise ConfigError(
+                f"{where} must be a rule set's name or pairs (regex, axes), got {rule!r}"
+            ) from error
+    try:
+        return Layout(make_mesh(config.mesh.data, config.mesh.model), rules)
+    except ValueError as error:
+        raise ConfigError(f"config.mesh and config.sharding: {error}") from error
+
+
+def roles(config: ml_collections.ConfigDict) -> tuple[str, ...]:
+    """Teacher, student, and what the config's methods add to them."""
+    chosen = config.get("arms") or {"method": config.method}
+    names = [str(fields.get("name")) for fields in chosen.values()]
+    added = [role for name in names for role in getattr(methods.get(name), "ROLES", ())]
+    return ("teacher", "student", *dict.fromkeys(added))
+
+
+def check_layout(layout: Layout, task: Task) -> None:
+    """Refuses, before anything is computed, batches and rules that do not fit the mesh."""
+    for role, training in task.training.items():
+        layout.check_batch(f"train of the {role}", training.batch_size)
+    for role in task.networks:
+        shapes = jax.eval_shape(lambda role=role: task.variables(role))
+        rules = layout.rules.get(role, "replicated")
+        if role == "teacher" and _partly_kept(task) and not isinstance(rules, str):
+            raise ConfigError(
+                "config.sharding.teacher must be a rule set's name where config.teacher.cached "
+                "keeps a part of the teacher only"
+            )
+        try:
+            layout.role(role, shapes)
+        except ValueError as error:
+            raise ConfigError(f"config.sharding.{role}: {error}") from error
+
+
+def _partly_kept(task: Task) -> bool:
+    return task.kind == "language" and task.cache_teacher  # its head alone
 
 
 def settings(config: ml_collections.ConfigDict, **changes: Any) -> Settings:
     """How the stages of a config are run."""
-    only("config.mesh", config.mesh, ("data", "model"))
-    rules = {
-        role: [(regex, PartitionSpec(*spec)) for regex, spec in plain(rule)]
-        for role, rule in config.sharding.items()
-    }
+    only("config.sharding", config.sharding, roles(config))
     return Settings(
         checkpoint_every=config.checkpoint_every,
         keep=config.keep,
         log_every=config.log_every,
         nonfinite=config.nonfinite,
         nonfinite_limit=config.nonfinite_limit,
-        layout=Layout(make_mesh(config.mesh.data, config.mesh.model), rules),
+        layout=layout(config),
         **changes,
     )
 
@@ -226,7 +289,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     return [
         f"{name}: {a.get(name, 'absent')!r} -> {b.get(name, 'absent')!r}"
         for name in sorted(set(a) | set(b))
-        if a.get(name) != b.get(name) and (name not in FREE or name in bound)
+        if a.get(name) != b.get(name) and (name.partition(".")[0] not in FREE or name in bound)
     ]
 
 

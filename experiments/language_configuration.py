@@ -9,7 +9,6 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import ml_collections
 
 from experiments import configuration as base
@@ -18,7 +17,6 @@ from kdjax.data.tokenizers import ByteTokenizer, CharacterTokenizer, Tokenizer, 
 from kdjax.methods.language_task import LanguageTask
 from kdjax.networks import importers
 from kdjax.networks.transformer import DecoderConfig
-from kdjax.training import load_variables
 
 DATA = ("name", "options", "tokenizer", "length", "packed", "prompt_length", "drop", "rows")
 ROLE = ("network", "training", "checkpoint", "cached", "warm_up")
@@ -169,8 +167,7 @@ def task(config: ml_collections.ConfigDict, found=None) -> LanguageTask:
                 "config.teacher.checkpoint is for a decoder trained here; "
                 f"network.name={fields['teacher']['network']['name']!r} brings its own weights"
             )
-        shapes = jax.eval_shape(lambda: made.variables("teacher"))
-        trained = load_variables(pathlib.Path(config.teacher.checkpoint), shapes)
+        trained = base.restored(config, made)
     return made if trained is None else made.with_teacher(trained)
 
 

@@ -78,8 +78,7 @@ def main(argv: Sequence[str]) -> None:
     module, method_config = tasks.method(config, config.method, "config.method")
     task = tasks.task(config)
     settings = configuration.settings(config, profile=profile(workdir))
-    for role, training in task.training.items():
-        settings.layout.check_batch(f"train of the {role}", training.batch_size)
+    configuration.check_layout(settings.layout, task)
     display = Display()
     with locked(workdir, display.say):
         configuration.claim(workdir, config)

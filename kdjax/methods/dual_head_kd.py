@@ -36,6 +36,7 @@ from kdjax.training import Combined, Evaluation, Program, Term, Update, mean
 from kdjax.training.optimizers import Training
 
 LOSSES = ("binary_kl_norm", "binary_kl")
+ROLES = ("auxiliary",)  # besides teacher and student
 
 
 @dataclasses.dataclass(frozen=True)

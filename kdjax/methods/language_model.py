@@ -44,7 +44,7 @@ def stage(task: LanguageTask, role: str, name: str) -> Stage:
     return Stage(
         name,
         program(role, task.decoders[role], training),
-        {role: task.variables(role)},
+        {role: task.start(role)},
         {"train": task.stream(role)},
         training.steps,
         validation=task.validation(role),

@@ -24,7 +24,7 @@ from kdjax.methods.task import Task
 from kdjax.networks import Network, from_linen
 from kdjax.networks.generation import generate
 from kdjax.networks.transformer import Decoder, DecoderConfig, head, project
-from kdjax.training import Term, Validation, gather, mean
+from kdjax.training import Deferred, Term, Validation, gather, mean
 from kdjax.training.optimizers import Training
 
 PyTree = Any
@@ -142,9 +142,9 @@ class LanguageTask(Task):
         """One row of tokens, for shapes."""
         return (np.zeros((1, 2), np.int32),)
 
-    def variables(self, role: str) -> PyTree:
+    def start(self, role: str) -> PyTree | Deferred:
         """Given ones, or random ones: the same for every method of a seed."""
-        return self.initial[role] if role in self.initial else super().variables(role)
+        return self.initial[role] if role in self.initial else super().start(role)
 
     def prepared(self) -> Generator:
         """This task with a student that has been trained on the text for `warm_up` steps."""

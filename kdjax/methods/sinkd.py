@@ -382,7 +382,7 @@ def recipe(task: Task, config: Config) -> Generator:
     outcome = yield Stage(
         "distill",
         program(*networks, training, config, *reads),
-        {"student": task.variables("student"), "teacher": teacher},
+        {"student": task.start("student"), "teacher": teacher},
         {"train": task.stream("student", fields=fields)},
         training.steps,
         validation=dataclasses.replace(task.validation("student"), evaluate=evaluate),

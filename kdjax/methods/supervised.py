@@ -69,7 +69,7 @@ def stage(task: Task, role: str, name: str, config: Config = Config()) -> Stage:
     return Stage(
         name,
         program(role, task.networks[role], training, config, task.reads(role)),
-        {role: task.variables(role)},
+        {role: task.start(role)},
         {"train": task.stream(role)},
         training.steps,
         validation=task.validation(role),

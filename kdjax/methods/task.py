@@ -20,7 +20,18 @@ import numpy as np
 from kdjax import evaluation, losses
 from kdjax.data import Dataset, Split, resident, sequential
 from kdjax.networks import Network, logits_of
-from kdjax.training import Compute, Outcome, Program, Stage, Term, Validation, gather, mean
+from kdjax.training import (
+    Compute,
+    Deferred,
+    Outcome,
+    Program,
+    Stage,
+    Term,
+    Validation,
+    gather,
+    made,
+    mean,
+)
 from kdjax.training.optimizers import Training
 
 PyTree = Any
@@ -155,9 +166,17 @@ class Task:
         """A random key of this task that depends on nothing but the seed and the name."""
         return jax.random.fold_in(jax.random.key(self.seed), zlib.crc32(name.encode()))
 
+    def start(self, role: str) -> PyTree | Deferred:
+        """The initial variables of a role, for a stage: the same for every method of a seed.
+
+        They do not exist before the stage makes them, cut as its layout says.
+        """
+        key = self.key(f"variables of {role}")
+        return Deferred(self.networks[role].init, (key, *self.examples(role)))
+
     def variables(self, role: str) -> PyTree:
-        """The initial variables of a role: the same for every method of a seed."""
-        return self.networks[role].init(self.key(f"variables of {role}"), *self.examples(role))
+        """What `start` makes, whole, to look at; the same bits."""
+        return made(self.start(role))
 
     def stream(
         self,
@@ -224,7 +243,7 @@ class Task:
             yield Stage(
                 "distill",
                 program,
-                {"student": self.variables("student"), **taught, **extra},
+                {"student": self.start("student"), **taught, **extra},
                 streams or {"train": self.stream("student", fields=fields)},
                 self.training["student"].steps,
                 memory={} if memory is None else memory,

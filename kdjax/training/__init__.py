@@ -15,6 +15,7 @@ from kdjax.training.stage import (
     Combined,
     Compute,
     Context,
+    Deferred,
     Evaluation,
     Outcome,
     Program,
@@ -24,6 +25,7 @@ from kdjax.training.stage import (
     Update,
     Validation,
     divide,
+    made,
     mean,
 )
 
@@ -32,6 +34,7 @@ __all__ = [
     "Combined",
     "Compute",
     "Context",
+    "Deferred",
     "Display",
     "Evaluation",
     "Interrupted",
@@ -52,6 +55,7 @@ __all__ = [
     "divide",
     "gather",
     "load_variables",
+    "made",
     "make_mesh",
     "mean",
     "prefixed",

@@ -283,12 +283,13 @@ def _stays(folder: pathlib.Path) -> bool:
     return False
 
 
-def load_variables(folder: pathlib.Path, like: PyTree) -> PyTree:
+def load_variables(folder: pathlib.Path, like: PyTree, shardings: PyTree = None) -> PyTree:
     """One role's variables, refused where they are not those of the network at hand.
 
     Args:
       folder: written by `save_variables`; a run leaves one a model under `weights/`.
       like: variables, or their shapes (`jax.eval_shape` of a network's `init`).
+      shardings: where each is to lie (`Layout.role`), read there part by part; None: whole.
 
     Raises:
       ValueError: the folder holds no weights, or other ones: missing, extra or misshapen.
@@ -310,11 +311,15 @@ def load_variables(folder: pathlib.Path, like: PyTree) -> PyTree:
     problems = [f"{what}: {', '.join(names)}" for what, names in lists.items() if names]
     if problems:
         raise ValueError(f"weights {folder} are not those of this network; {'; '.join(problems)}")
-    if jax.process_count() == 1:
-        where = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    else:
-        where = NamedSharding(Mesh(np.array(jax.devices()), ("data",)), PartitionSpec())
-    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), like)
+    if shardings is None and jax.process_count() == 1:
+        shardings = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    elif shardings is None:
+        shardings = NamedSharding(Mesh(np.array(jax.devices()), ("data",)), PartitionSpec())
+    if isinstance(shardings, jax.sharding.Sharding):
+        shardings = jax.tree.map(lambda _: shardings, like)
+    like = jax.tree.map(
+        lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), like, shardings
+    )
     return ocp.load(folder.absolute(), like)
 
 

@@ -22,8 +22,8 @@ from kdjax.training.progress import Display
 from kdjax.training.reports import Reports, check_parameters
 from kdjax.training.sharding import Layout, place
 from kdjax.training.stage import Stage
-from kdjax.training.state import State, initial
-from kdjax.training.step import compiled_step, frozen_of
+from kdjax.training.state import State, initial, strong
+from kdjax.training.step import compiled_start, compiled_step, frozen_of
 from kdjax.training.validation import Validator
 
 _LAG = 8  # steps between dispatching a step and reading whether its stage has ended
@@ -127,8 +127,13 @@ def start(stage: Stage, layout: Layout) -> State:
             scores = jnp.full_like(state.selected["score"], -jnp.inf)
             state = state._replace(selected={**state.selected, "score": scores})
         return place(state, jax.tree.map(lambda s: s.sharding, like))
-    state = initial(stage)
-    return place(state, layout.state(stage, state))
+    shardings = jax.tree.map(lambda s: s.sharding, abstract_state(stage, layout))
+    members = bool(stage.seeds)
+    variables = {
+        role: dict(layout.make(role, stage.variables[role], members)) for role in stage.program.live
+    }
+    memory = place(strong(stage.memory), shardings.memory)
+    return compiled_start(stage, shardings)(variables, memory, stage.steps)
 
 
 def train(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import json
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kdjax.training.journal import Recipe
-from kdjax.training.stage import Compute, Outcome, PyTree, Stage, Validation
+from kdjax.training.stage import Compute, Deferred, Outcome, PyTree, Stage, Validation, made
 from kdjax.training.state import State
 
 
@@ -77,6 +78,19 @@ def _stack(trees: Sequence[PyTree]) -> PyTree:
     return jax.tree.map(lambda *x: jnp.stack([jnp.asarray(a) for a in x]), *trees)
 
 
+@functools.lru_cache(maxsize=64)
+def _each(function: Callable) -> Callable:
+    return jax.vmap(function)
+
+
+def _starts(trees: Sequence[PyTree | Deferred]) -> PyTree | Deferred:
+    """A role's variables of all members; what is not made yet is made for all at once."""
+    functions = {tree.function if isinstance(tree, Deferred) else None for tree in trees}
+    if len(functions) > 1 or None in functions:
+        return _stack([made(tree) for tree in trees])
+    return Deferred(_each(*functions), _stack([tree.arguments for tree in trees]))
+
+
 def _same(values: Sequence[Any]) -> bool:
     return all(value is values[0] for value in values)
 
@@ -118,7 +132,7 @@ def _merge(stages: Sequence[Stage], seeds: tuple[int, ...]) -> Stage:
             shared.add(role)
             variables[role] = trees[0]
         else:
-            variables[role] = _stack(trees)
+            variables[role] = _starts(trees)
     for name in first.data:
         streams = [s.data[name] for s in stages]
         if _same(streams):

@@ -22,6 +22,35 @@ Variables = Mapping[str, PyTree]  # role -> {"params": ..., other collections}
 Scalar = float | jax.Array
 
 
+@dataclasses.dataclass(frozen=True)
+class Deferred:
+    """Variables that do not exist yet: `function(*arguments)`, made where they are to live.
+
+    The function is traced, so that no device and no host ever holds more of the result than its
+    part; the same function with other arguments is not compiled again.
+
+    Attributes:
+      function: pure, such as a network's `init`.
+      arguments: arrays, such as a key and an example of its input.
+
+    >>> Deferred(lambda n: {"params": {"w": jnp.full(2, n)}}, (3.0,)).make()["params"]["w"].tolist()
+    [3.0, 3.0]
+    """
+
+    function: Callable[..., PyTree]
+    arguments: tuple = ()
+
+    def make(self, shardings: PyTree = None) -> PyTree:
+        """The variables: whole on the default device, or cut as a tree of shardings says."""
+        options = {} if shardings is None else {"out_shardings": shardings}
+        return jax.jit(self.function, **options)(*self.arguments)
+
+
+def made(variables: PyTree | Deferred) -> PyTree:
+    """Variables as they are, or made; traceable, so that shapes can be had without computing."""
+    return variables.make() if isinstance(variables, Deferred) else variables
+
+
 class Term(NamedTuple):
     """A mean that has not been divided yet: `coefficient * total / weight`.
 
@@ -235,7 +264,8 @@ class Stage:
 
     Attributes:
       name: unique in a run; names the stage's place in the journal and its random numbers.
-      variables: the starting point of every role the program reads.
+      variables: the starting point of every role the program reads: arrays, or `Deferred` for what
+        is made where it lives when the stage begins.
       memory: what the program keeps besides variables (queues, prototypes, controllers).
       continues: the outcome of an earlier stage with the same program, whose optimizer and memory
         are kept; its variables replace `variables` of the live roles.

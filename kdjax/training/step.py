@@ -15,7 +15,7 @@ from jax import lax
 from kdjax.training.gradients import gradient
 from kdjax.training.nonfinite import none_acted, unless_finite
 from kdjax.training.stage import Context, Program, PyTree, Stage, Term, Update, Variables
-from kdjax.training.state import State, pick, put
+from kdjax.training.state import State, first, pick, put
 
 
 @dataclasses.dataclass
@@ -152,6 +152,25 @@ def compiled_step(stage: Stage, shardings: State, skip: bool = False) -> Compile
         member = jax.vmap(member, in_axes=(state_axes, *axes, None, 0), out_axes=(state_axes, 0))
     function = jax.jit(member, donate_argnums=0, out_shardings=(shardings, None))
     cache[key] = CompiledStep(function, names)
+    return cache[key]
+
+
+_starts: weakref.WeakKeyDictionary[Program, dict] = weakref.WeakKeyDictionary()
+
+
+def compiled_start(stage: Stage, shardings: State) -> Callable:
+    """`(live variables, memory, steps) -> state` before the first step, made where it lives.
+
+    Compiled once for stages of one program, as their step is. What it is given is copied.
+    """
+    leaves, structure = jax.tree.flatten(shardings)
+    validated, members = stage.validation is not None, len(stage.seeds)
+    key = (validated, members, tuple(leaves), structure)
+    cache = _starts.setdefault(stage.program, {})
+    if key not in cache:
+        parts = stage.program.updates, dict(stage.program.schedules)
+        start = functools.partial(first, *parts, members, validated)
+        cache[key] = jax.jit(start, out_shardings=shardings)
     return cache[key]
 
 
