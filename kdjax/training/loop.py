@@ -189,7 +189,9 @@ def _attempt(stage, key, settings, checkpoints, metrics, display, interrupts, po
         metrics,
         display,
     )
-    validator = Validator(stage, frozen, layout, first) if stage.validation else None
+    validator = None
+    if stage.validation:
+        validator = Validator(stage, frozen, layout, first, shardings.selected)
     lag = 0 if stage.program.stop is None else _LAG
     dispatched: collections.deque = collections.deque()  # reports that may lie past an early end
     flags: list[jax.Array] = []

@@ -201,8 +201,8 @@ def compiled_validation(evaluate: Callable, assemble: Callable, score: str, axes
     """`(score_batch, choose, names)` of a validation, shared by stages that validate alike.
 
     `score_batch(variables, frozen, table, item)` gives the rows (total, weight) of a batch;
-    `choose(selected, rows of all batches, step, variables)` gives the better of the two and the
-    summed rows. `axes`: None for one member, else the vmap axes of (frozen, table, item), frozen
+    `choose(selected, rows of all batches, step, variables)`, not compiled yet, gives the better of
+    the two and the summed rows. `axes`: None for one member, else the vmap axes of (frozen, table, item), frozen
     as pairs.
     """
     names: list[str] = []
@@ -228,7 +228,7 @@ def compiled_validation(evaluate: Callable, assemble: Callable, score: str, axes
         in_axes = (0, dict(frozen_axes), table_axis, item_axis)
         score_batch = jax.vmap(score_batch, in_axes=in_axes)
         choose = jax.vmap(choose, in_axes=(0, 0, None, 0))
-    return jax.jit(score_batch), jax.jit(choose, donate_argnums=0), names
+    return jax.jit(score_batch), choose, names
 
 
 def frozen_of(stage: Stage) -> Mapping[str, Variables]:
