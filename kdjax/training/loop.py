@@ -21,7 +21,7 @@ from kdjax.training.profiling import Profile, Profiler
 from kdjax.training.progress import Display
 from kdjax.training.reports import Reports, check_parameters
 from kdjax.training.sharding import Layout, place
-from kdjax.training.stage import Stage
+from kdjax.training.stage import Stage, abstract
 from kdjax.training.state import State, initial, strong
 from kdjax.training.step import compiled_start, compiled_step, frozen_of
 from kdjax.training.validation import Validator
@@ -84,7 +84,8 @@ def abstract_state(stage: Stage, layout: Layout) -> State:
     def state(variables, memory):
         return initial(dataclasses.replace(stage, variables=variables, memory=memory))
 
-    shapes = jax.eval_shape(state, dict(stage.variables), stage.memory)
+    variables = {role: abstract(tree) for role, tree in stage.variables.items()}
+    shapes = jax.eval_shape(state, variables, stage.memory)
     shardings = layout.state(stage, shapes)
     return jax.tree.map(
         lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where), shapes, shardings

@@ -21,7 +21,7 @@ from kdjax.training.flops import matrix_flops
 from kdjax.training.journal import Recipe
 from kdjax.training.loop import abstract_state, check_stage, continued, stage_keys
 from kdjax.training.sharding import Layout
-from kdjax.training.stage import Compute, Context, Outcome, PyTree, Stage
+from kdjax.training.stage import Compute, Context, Outcome, PyTree, Stage, abstract
 from kdjax.training.state import State, initial
 from kdjax.training.step import compiled_step, compiled_validation, frozen_of
 
@@ -127,7 +127,8 @@ def replay(make: Callable[[], Recipe]) -> tuple[list[Stage], Unplanned | None]:
             node = continued(node)
             state = _ended(initial(node), node.steps)
             value = Outcome(lambda state=state: state, node.steps)
-            variables, memory = jax.tree.map(_shape, (node.variables, node.memory))
+            variables = {role: abstract(tree) for role, tree in node.variables.items()}
+            variables, memory = jax.tree.map(_shape, (variables, node.memory))
             stages.append(
                 dataclasses.replace(node, variables=variables, memory=memory, continues=None)
             )

@@ -128,7 +128,8 @@ def _merge(stages: Sequence[Stage], seeds: tuple[int, ...]) -> Stage:
     shared, variables, data = set(), {}, {}
     for role in first.variables:
         trees = [s.variables[role] for s in stages]
-        if role not in first.program.live and _same_leaves(trees):
+        deferred = any(isinstance(tree, Deferred) for tree in trees)
+        if role not in first.program.live and not deferred and _same_leaves(trees):
             shared.add(role)
             variables[role] = trees[0]
         else:

@@ -19,7 +19,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, Sharding
 from jax.sharding import PartitionSpec as P
 
 from kdjax.training.partition_rules import RULE_SETS, RuleSet
-from kdjax.training.stage import Deferred, PyTree, Stage, made
+from kdjax.training.stage import Deferred, PyTree, Stage, abstract
 from kdjax.training.state import State, flatten
 
 Rules = str | RuleSet | Sequence[tuple[str, P]]
@@ -217,7 +217,7 @@ class Layout:
 
     def make(self, role: str, variables: PyTree, members: bool = False) -> PyTree:
         """A role's variables where its rules say: `Deferred` ones are made there, others placed."""
-        shardings = self.role(role, jax.eval_shape(lambda: made(variables)), members)
+        shardings = self.role(role, abstract(variables), members)
         if isinstance(variables, Deferred):
             return variables.make(shardings)
         return place(variables, shardings)

@@ -22,18 +22,20 @@ Variables = Mapping[str, PyTree]  # role -> {"params": ..., other collections}
 Scalar = float | jax.Array
 
 
-@dataclasses.dataclass(frozen=True)
-class Deferred:
+@dataclasses.dataclass(frozen=True, eq=False)
+class Deferred(Mapping):
     """Variables that do not exist yet: `function(*arguments)`, made where they are to live.
 
     The function is traced, so that no device and no host ever holds more of the result than its
-    part; the same function with other arguments is not compiled again.
+    part; the same function with other arguments is not compiled again. Looked into, as a mapping
+    or a pytree, it is made whole on the default device, as a test or a notebook may want it.
 
     Attributes:
       function: pure, such as a network's `init`.
       arguments: arrays, such as a key and an example of its input.
 
-    >>> Deferred(lambda n: {"params": {"w": jnp.full(2, n)}}, (3.0,)).make()["params"]["w"].tolist()
+    >>> deferred = Deferred(lambda n: {"params": {"w": jnp.full(2, n)}}, (3.0,))
+    >>> deferred["params"]["w"].tolist()
     [3.0, 3.0]
     """
 
@@ -45,10 +47,39 @@ class Deferred:
         options = {} if shardings is None else {"out_shardings": shardings}
         return jax.jit(self.function, **options)(*self.arguments)
 
+    def _whole(self) -> PyTree:
+        if "whole" in self.__dict__:
+            return self.__dict__["whole"]
+        whole = self.make()
+        if not any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(whole)):
+            self.__dict__["whole"] = whole
+        return whole
 
-def made(variables: PyTree | Deferred) -> PyTree:
-    """Variables as they are, or made; traceable, so that shapes can be had without computing."""
+    def __getitem__(self, name: str) -> PyTree:
+        return self._whole()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._whole())
+
+    def __len__(self) -> int:
+        return len(self._whole())
+
+
+jax.tree_util.register_pytree_with_keys(
+    Deferred,
+    lambda x: ([(jax.tree_util.DictKey(name), x[name]) for name in x], tuple(x)),
+    lambda names, children: dict(zip(names, children)),
+)
+
+
+def made(variables: PyTree) -> PyTree:
+    """A role's variables, made if they are `Deferred`."""
     return variables.make() if isinstance(variables, Deferred) else variables
+
+
+def abstract(variables: PyTree) -> PyTree:
+    """The shapes of a role's variables if they are `Deferred`, else the variables as they are."""
+    return jax.eval_shape(variables.make) if isinstance(variables, Deferred) else variables
 
 
 class Term(NamedTuple):

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import traverse_util
 
-from kdjax.training.stage import PyTree, Stage, Update, Variables, made
+from kdjax.training.stage import PyTree, Stage, Update, Variables
 
 
 class State(NamedTuple):
@@ -86,7 +86,7 @@ def initial(stage: Stage) -> State:
             f"stage {stage.name!r}: variables has no role {missing[0]!r} that its program trains; "
             f"it has {sorted(stage.variables)}"
         )
-    variables = {role: dict(made(stage.variables[role])) for role in program.live}
+    variables = {role: dict(stage.variables[role]) for role in program.live}
     return first(
         program.updates,
         program.schedules,

@@ -202,8 +202,8 @@ def compiled_validation(evaluate: Callable, assemble: Callable, score: str, axes
 
     `score_batch(variables, frozen, table, item)` gives the rows (total, weight) of a batch;
     `choose(selected, rows of all batches, step, variables)`, not compiled yet, gives the better of
-    the two and the summed rows. `axes`: None for one member, else the vmap axes of (frozen, table, item), frozen
-    as pairs.
+    the two and the summed rows. `axes`: None for one member, else the vmap axes of
+    (frozen, table, item), frozen as pairs.
     """
     names: list[str] = []
 

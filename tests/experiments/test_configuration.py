@@ -203,6 +203,49 @@ def test_settings_come_from_the_config(config):
         configuration.settings(config)
 
 
+SHARDING = {
+    "role": (dict(techer="fsdp"), "config.sharding has no field 'techer'; did you mean 'teacher'"),
+    "another method's role": (dict(auxiliary="fsdp"), "config.sharding has no field 'auxiliary'"),
+    "set": (dict(teacher="fdsp"), "'teacher': there is no rule set 'fdsp'; did you mean 'fsdp'"),
+    "no axis to cut over": (dict(teacher="tensor_parallel"), "but config.mesh.model=1"),
+    "no pairs": (dict(teacher=("kernel",)), "must be a rule set's name or pairs"),
+    "axis": (dict(teacher=(("kernel", ("modle",)),)), "'kernel' names the axis 'modle'"),
+    "nothing": (
+        dict(teacher=(("kernal", ("data",)),)),
+        "config.sharding.teacher: the rule 'kernal' matches no variable of 'teacher'",
+    ),
+    "too long": (
+        dict(student=(("bias", (None, "data")),)),
+        "config.sharding.student: rule .* has more axes than student/params/dense0/bias of shape",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", SHARDING)
+def test_sharding_that_cannot_be_followed_is_refused_before_a_run(case, config, digits):
+    rules, message = SHARDING[case]
+    config.sharding = rules
+    task = configuration.task(config, digits)
+
+    def check():
+        configuration.check_layout(configuration.settings(config).layout, task)
+
+    with pytest.raises(ConfigError, match=message):
+        check()
+
+
+def test_the_roles_of_a_config_are_those_of_its_methods(config):
+    config.method = dict(name="dual_head_kd")
+    config.sharding = dict(auxiliary="fsdp")
+    assert configuration.settings(config).layout.rules == {"auxiliary": "fsdp"}
+
+
+def test_a_run_may_go_on_on_another_mesh(config):
+    old = configuration.plain(config)
+    config.mesh.model, config.sharding.teacher = 2, "fsdp"
+    assert configuration.differences(old, configuration.plain(config)) == []
+
+
 def test_a_workdir_belongs_to_one_config(config, tmp_path):
     workdir = tmp_path / "new" / "run"
     configuration.claim(workdir, config)
