@@ -85,7 +85,13 @@ def chain():
     teach = toys.program(toys.supervised("teacher"), toys.adam(), ("teacher",))
     distill = toys.program(toys.distill, toys.adam(), schedules=SCHEDULES)
     score = Validation(toys.accuracy("teacher"), VALIDATION, 6)
-    biggest = []
+    biggest, made, make = [], [], Deferred.make
+
+    def making(deferred, shardings=None):
+        variables = make(deferred, shardings)
+        if not any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(variables)):
+            made.append(shardings is not None)  # else only its shapes are asked for
+        return variables
 
     def watch(stage, step):
         # Of what is alive on the devices: only the teacher and its slots are WIDE.
@@ -105,10 +111,12 @@ def chain():
         settings = Settings(checkpoint_every=5, layout=layout, on_step=on_step)
         return run(recipe(taught), workdir=workdir, settings=settings)
 
-    out, cut = {}, layout(8, rules)
+    out, cut = {"made": made}, layout(8, rules)
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
+        Deferred.make = making
         teacher, student = go(cut, folder / "run", on_step=watch)
+        Deferred.make = make
         kept = toys.bits(teacher)
         again, same = go(cut, folder / "run")  # from the journal
         out["journal"] = toys.bits((again, same)) == toys.bits((teacher, student))
@@ -223,10 +231,12 @@ def donated():
     step, (state, frozen, *_) = compiled(stage, layout(8, {"student": SMALL, "teacher": SMALL}))
     header = step.as_text().splitlines()[0]
     pairs = re.findall(r"\{(\d*)\}: \((\d+),", header)
+    given = [[x.donated for x in jax.tree.leaves(part)] for part in step.args_info[0]]
     held = [x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(state)]
     return {
         "parameters": sorted(int(parameter) for _, parameter in pairs),
         "state": len(held),
+        "donated": [[all(flags), any(flags)] for flags in given],
         "frozen": len(jax.tree.leaves(frozen)),
         "bytes": [step.memory_analysis().alias_size_in_bytes, sum(held)],
     }

@@ -47,6 +47,7 @@ def found():
 def test_a_teacher_is_made_trained_kept_handed_on_and_read_again_in_its_shards(found):
     chain = found["chain"]
     assert chain["shares"] == [1 / 8] * 4  # alive at any step; the outcome; the journal's; restored
+    assert chain["made"] == [True, True]  # teacher and student
     assert chain["start"]  # the bits that one device makes
     assert chain["journal"]
     assert chain["given"]
@@ -77,6 +78,7 @@ def test_the_step_writes_over_the_whole_state_and_over_nothing_else(found):
     assert donated["parameters"] == list(range(donated["state"]))  # those of the state come first
     assert donated["bytes"][0] == donated["bytes"][1]
     assert donated["frozen"] == 4
+    assert donated["donated"] == [[True, True]] + 5 * [[False, False]]
 
 
 def check_network(kind, case):
