@@ -8,6 +8,7 @@ import math
 import os
 import pathlib
 import sys
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ import ml_collections
 from absl import app, flags, logging
 from jax.sharding import PartitionSpec
 
+from experiments import hosts
 from kdjax import data, methods, networks
 from kdjax.methods.task import Task
 from kdjax.training import (
@@ -316,8 +318,13 @@ def claim(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
         raise ConfigError(f"--workdir {workdir} cannot be written: {error}") from error
 
 
-def launch(main: Callable[[Sequence[str]], Any]) -> None:
-    """`app.run` in which a mistake of the user's is one line on stderr, and exit status 2."""
+def launch(main: Callable[[Sequence[str]], Any], *, several: bool = False) -> None:
+    """`app.run` in which a mistake of the user's is one line on stderr, and exit status 2.
+
+    Args:
+      main: the command.
+      several: it runs on several processes too, which have joined before it is called.
+    """
 
     def parse(argv: list[str]) -> list[str]:
         try:
@@ -335,6 +342,7 @@ def launch(main: Callable[[Sequence[str]], Any]) -> None:
     def run(argv: Sequence[str]) -> Any:
         logging.set_verbosity(logging.WARNING)
         try:
+            hosts.join(several)
             return main(argv)
         except (
             ValueError,
@@ -345,11 +353,20 @@ def launch(main: Callable[[Sequence[str]], Any]) -> None:
         ) as error:
             if os.environ.get("KDJAX_TRACEBACK"):
                 raise
+            if line := hosts.lost(error):
+                _fail(line, 1)
             _fail(" ".join(str(error).split()))
+        except (Exception, KeyboardInterrupt) as error:
+            if not hosts.several():
+                raise
+            if line := hosts.lost(error):
+                _fail(line, 1)
+            traceback.print_exc()
+            hosts.leave(1)
 
     app.run(run, flags_parser=parse)
 
 
-def _fail(line: str) -> None:
+def _fail(line: str, status: int = 2) -> None:
     print(f"error: {line}", file=sys.stderr)
-    raise SystemExit(2)
+    hosts.leave(status)

@@ -33,13 +33,6 @@ PROFILE_STEPS = flags.DEFINE_string(
 PROFILE_STAGE = flags.DEFINE_string(
     "profile_stage", "", "The only stage that --profile_steps traces; empty: every stage."
 )
-COORDINATOR = flags.DEFINE_string(
-    "coordinator", "", "host:port of process 0, for several hosts; `auto`: from the cluster."
-)
-PROCESSES = flags.DEFINE_integer(
-    "processes", 0, "How many processes there are, with a coordinator."
-)
-PROCESS = flags.DEFINE_integer("process", -1, "The number of this process, with a coordinator.")
 
 
 def experiment(task: Task, module, config) -> Generator:
@@ -67,10 +60,6 @@ def main(argv: Sequence[str]) -> None:
     began = time.monotonic()
     if CONFIG.value is None or WORKDIR.value is None:
         raise configuration.ConfigError("--config and --workdir are needed")
-    if COORDINATOR.value == "auto":
-        jax.distributed.initialize()
-    elif COORDINATOR.value:
-        jax.distributed.initialize(COORDINATOR.value, PROCESSES.value, PROCESS.value)
     if CACHE.value:
         jax.config.update("jax_compilation_cache_dir", CACHE.value)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
@@ -121,4 +110,4 @@ def _run(task, module, method_config, settings, config, workdir, display, began)
 
 
 if __name__ == "__main__":
-    configuration.launch(main)
+    configuration.launch(main, several=True)

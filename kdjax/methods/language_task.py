@@ -208,8 +208,8 @@ class LanguageTask(Task):
         )
 
     def reference(self, teacher: PyTree) -> PyTree:
-        """What `scores` compares with: the teacher's variables, on the device."""
-        return jax.device_put(teacher)
+        """What `scores` compares with: the teacher's variables, on this process's device."""
+        return jax.device_put(gather(teacher))
 
     def scores(self, role: str, variables: PyTree, reference: PyTree | None) -> dict:
         """Metric -> number a predicted token of the test split.
@@ -241,7 +241,10 @@ class LanguageTask(Task):
         temperature: float = 0.0,
         seed: int = 0,
     ) -> list[str]:
-        """How a role goes on after each prompt (token ids), as text without the prompt."""
+        """How a role goes on after each prompt (token ids), as text without the prompt.
+
+        On several hosts each computes all of them; all must call it.
+        """
         longest = max(map(len, prompts))
         tokens = np.zeros((len(prompts), longest), np.int32)
         where = np.zeros(tokens.shape, bool)
@@ -251,7 +254,7 @@ class LanguageTask(Task):
         found = generate(
             self.networks[role],
             self.decoders[role],
-            variables,
+            gather(variables),
             tokens,
             where,
             jax.random.key(seed),

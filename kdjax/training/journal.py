@@ -103,8 +103,9 @@ def _replay(recipe, seed, folder, settings, display, metrics, interrupts) -> Any
         names.add(node.name)
         place = _place(folder, position, node.name)
         position += 1
-        if interrupts.signal is not None and folder is not None:
-            raise Interrupted(128 + interrupts.signal)
+        number = interrupts.reached()
+        if number is not None and folder is not None:
+            raise Interrupted(128 + number)
         if isinstance(node, Compute):
             value = _compute(node, seed, place, display)
         else:

@@ -227,10 +227,11 @@ def _attempt(stage, key, settings, checkpoints, metrics, display, interrupts, po
         for step in range(first + 1, stage.steps + 1):
             if bool(flags) and len(flags) > _LAG and bool(flags[-1 - _LAG]):
                 break
-            if interrupts.signal is not None:
+            number = interrupts.reached()
+            if number is not None:
                 if bool(state.done):
                     break
-                _stop(stage, checkpoints, save, step - 1, interrupts.signal, display)
+                _stop(stage, checkpoints, save, step - 1, number, display)
             profiler.before(step, report)
             before = time.monotonic()
             raw = {name: next(stream) for name, stream in streams.items()}
