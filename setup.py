@@ -24,6 +24,7 @@ TEST = [
     "ott-jax>=0.5",
     "pytest>=8.2",
     "pytest-xdist>=3.6",
+    "pyyaml>=6",
     "ruff>=0.8",
 ]
 
