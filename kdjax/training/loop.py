@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kdjax.training import stream_states
 from kdjax.training.checkpoint import Checkpoints
 from kdjax.training.interrupts import Interrupted, Interrupts
 from kdjax.training.metrics import MetricWriter
@@ -177,8 +178,9 @@ def _attempt(stage, key, settings, checkpoints, metrics, display, interrupts, po
     keys = place(policy.keys(stage_keys(stage, key)), layout.replicated)
     steps = place(jnp.int32(stage.steps), layout.replicated)
     members = {name: bool(stage.seeds) and name not in stage.shared for name in stage.data}
+    kept = stream_states.of_this(stage, extra.get("stream_states", ()))
     streams = {
-        name: policy.stream(stream).items(first, extra.get("streams", {}).get(name))
+        name: policy.stream(stream).items(first, kept.get(name))
         for name, stream in stage.data.items()
     }
     reports = Reports(
@@ -217,7 +219,8 @@ def _attempt(stage, key, settings, checkpoints, metrics, display, interrupts, po
             validator.write(metrics)
         check_parameters(stage, state, step)
         states = {n: streams[n].state() for n, stream in stage.data.items() if stream.stateful}
-        kept = {"pending": pending, "streams": states, "nonfinite": policy.kept()}
+        states = stream_states.of_all(states)
+        kept = {"pending": pending, "stream_states": states, "nonfinite": policy.kept()}
         checkpoints.save(step, state, kept)
 
     profiler = Profiler(settings.profile, stage.name, display)

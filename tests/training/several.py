@@ -36,6 +36,7 @@ from kdjax.training import (
 )
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lies.")
+WALK = flags.DEFINE_bool("walk", False, "The last stage reads a stream with a state of its own.")
 SIGNAL = flags.DEFINE_string("signal", "", "PROCESS:PLACE:STEP:NUMBER.")
 TABLE = {name: np.asarray(x) for name, x in toys.problem().items()}
 
@@ -50,6 +51,15 @@ def mine(stream, item):
 class Stream(toys.TableStream):
     def items(self, start=0, state=None):
         return (mine(self, item) for item in super().items(start, state))
+
+
+class Walk(toys.WalkStream):
+    """Each process walks alone, from a place of its own."""
+
+    def items(self, start=0, state=None):
+        process, processes = jax.process_index(), jax.process_count()
+        part = toys.WalkStream(TABLE, self.batch_size // processes)
+        return part.items(start, state or {"at": 1 + process})
 
 
 class Split(toys.Split):
@@ -83,6 +93,8 @@ def recipe():
     stream = Stream(table, 16)
     first = yield Stage("first", program, variables, {"train": stream}, 20, validation=validation)
     variables = {**variables, "student": first.variables["student"]}
+    if WALK.value:
+        stream = Walk(table, 16)
     outcome = yield Stage("last", program, variables, {"train": stream}, 40, validation=validation)
     return outcome.load()
 

@@ -4,6 +4,7 @@ import concurrent.futures
 import os
 import pathlib
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -26,17 +27,21 @@ def free_port():
         return sock.getsockname()[1]
 
 
-def start(workdir, processes, *flags):
+def start(workdir, processes, *flags, host="localhost", on=None):
     """`[(exit status, stdout, stderr)]` of the processes of a run, and how long they outlived
-    the first to end, in seconds."""
+    the first to end, in seconds. `on`: a command for each process that runs another one."""
     command = [sys.executable, str(SCRIPT), f"--workdir={workdir}", *flags]
-    cluster = [f"--coordinator=localhost:{free_port()}", f"--heartbeat={HEARTBEAT}"]
+    cluster = [f"--coordinator={host}:{free_port()}", f"--heartbeat={HEARTBEAT}"]
+    on = on or [[]] * processes
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
 
     def one(process):
         mine = [*cluster, f"--processes={processes}", f"--process={process}"]
         done = subprocess.run(
-            command + mine * (processes > 1), capture_output=True, text=True, env=environment
+            on[process] + command + mine * (processes > 1),
+            capture_output=True,
+            text=True,
+            env=environment,
         )
         return (done.returncode, done.stdout, done.stderr), time.monotonic()
 
@@ -132,3 +137,57 @@ def test_a_signal_between_stages_stops_all_before_the_next(tmp_path, number, ask
     found = start(tmp_path, 2, f"--signal={asked}:shift:0:{int(number)}")
     assert "steps in" not in stopped(found, number, asked)
     assert (tmp_path / "journal" / "0000-shift.json").exists()
+
+
+@pytest.mark.slow
+def test_a_stream_with_a_state_goes_on_where_each_process_was(tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    finished(start(whole, 2, "--walk"))
+    asked = f"--signal=0:last:15:{int(signal.SIGTERM)}"
+    stopped(start(parts, 2, "--walk", asked), signal.SIGTERM, 0)
+    ((status, _, stderr),) = start(parts, 1, "--walk")[0]
+    assert status == 2
+    assert "the stream 'train' has a state of its own on each of the 2 processes" in stderr
+    finished(start(parts, 2, "--walk"))
+    with np.load(whole / "result.npz") as a, np.load(parts / "result.npz") as b:
+        for name in a.files:
+            np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+@pytest.fixture
+def hosts(tmp_path):
+    """The address of the first of two network namespaces, and a command for each that runs another
+    one in it, under a name of its own that both can look up, as machines have."""
+    if shutil.which("ip") is None:
+        pytest.skip("two network namespaces need `ip` (iproute2)")
+    names = [f"kdjax-{os.getpid()}-{i}" for i in (0, 1)]
+    known = tmp_path / "hosts"
+    known.write_text("".join(f"10.77.0.{i + 1} {name}\n" for i, name in enumerate(names)))
+    commands = [f"netns add {name}" for name in names]
+    commands.append(f"link add veth0 netns {names[0]} type veth peer veth0 netns {names[1]}")
+    for i, name in enumerate(names):
+        commands.append(f"-n {name} addr add 10.77.0.{i + 1}/24 dev veth0")
+        commands += [f"-n {name} link set {device} up" for device in ("veth0", "lo")]
+    inside = 'echo "$0" > /proc/sys/kernel/hostname; mount --bind "$1" /etc/hosts; shift; exec "$@"'
+    shell = ["unshare", "--uts", "--mount", "sh", "-c", inside]
+    try:
+        for command in commands:
+            made = subprocess.run(["ip", *command.split()], capture_output=True, text=True)
+            if made.returncode:
+                pytest.skip(f"two network namespaces cannot be made here: {made.stderr.strip()}")
+        yield "10.77.0.1", [["ip", "netns", "exec", n, *shell, n, str(known)] for n in names]
+    finally:
+        for name in names:
+            subprocess.run(["ip", "netns", "del", name], capture_output=True)
+
+
+@pytest.mark.slow
+def test_two_network_namespaces_train_stop_and_go_on_like_one(alone, hosts, tmp_path):
+    host, on = hosts
+    workdir, asked = tmp_path / "w", f"--signal=1:last:12:{int(signal.SIGTERM)}"
+    stopped(start(workdir, 2, asked, host=host, on=on), signal.SIGTERM, 1)
+    finished(start(workdir, 2, host=host, on=on))
+    same(workdir, alone)
+    # Neither reaches the other by the loopback: the coordinator of another namespace is not found.
+    lonely = start(tmp_path / "l", 2, "--connect_timeout=2", host="127.0.0.1", on=on)[0]
+    assert "could not reach process 0" in lonely[1][2]
