@@ -348,6 +348,8 @@ def iterator(
 ) -> Iterated:
     """A Grain dataset that has state (packing, remote sources), checkpointed with the run.
 
+    Each process keeps the state of its part, so a run goes on with as many processes.
+
     Args:
       dataset: yields this process's items: dicts of arrays that lead with the batch axis; endless.
       batch_size: of the global batch.

@@ -19,7 +19,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 def flags():
     if not hosts.flags.FLAGS.is_parsed():
         hosts.flags.FLAGS(["test"])
-    with flagsaver.flagsaver():
+    with flagsaver.flagsaver(connect_timeout=1):
         yield
 
 
