@@ -57,8 +57,9 @@ def k_center_greedy(
         raise ValueError(
             f"centers must be [centers, {points.shape[1]}] as points are, got {centers.shape}"
         )
-    check_finite(points, "points")
-    check_finite(centers, "centers")
+    for name, x in (("points", points), ("centers", centers)):
+        if x.size:
+            check_finite(x, name)
     if metric not in METRICS:
         raise ValueError(f"metric must be one of {METRICS}, got {metric!r}")
     for name, value, low, high in (("k", k, 1, len(points)), ("first", first, 0, len(points) - 1)):
