@@ -174,7 +174,7 @@ def task(config: ml_collections.ConfigDict, found: data.Dataset | None = None) -
     for role in ("teacher", "student"):
         fields = plain(config[role])
         only(f"config.{role}", fields, ("network", "training", "input", "checkpoint", "cached"))
-        reads[role] = (fields["input"],) if isinstance(fields["input"], str) else fields["input"]
+        reads[role] = fields["input"]
         options = dict(fields["network"])
         name = options.pop("name")
         try:

@@ -6,6 +6,7 @@ import json
 import pathlib
 
 import ml_collections
+import numpy as np
 import pytest
 
 from experiments import configuration, tasks
@@ -92,6 +93,21 @@ def test_train_examples_are_a_fixed_stratified_part(config):
     assert len(first.splits["test"]) == 360
     counts = [labels[0].count(c) for c in range(10)]
     assert max(counts) - min(counts) <= 1
+
+
+def test_a_long_tail_and_what_a_role_reads_reach_the_task(config):
+    config.data.train_imbalance = 10.0
+    task = configuration.task(config)
+    counts = np.bincount(task.dataset.splits["train"].labels())
+    assert (counts[0], counts[9]) == (126, 13)
+    assert len(task.dataset.splits["test"]) == 360
+    assert task.reads("student") == task.reads("teacher") == ("image",)
+    config.data.train_imbalance = 0.5
+    with pytest.raises(ConfigError, match=r"config\.data\.train_imbalance: imbalance must be at"):
+        configuration.task(config)
+    config.data.train_imbalance, config.teacher.input = 0.0, ("audio",)
+    with pytest.raises(ValueError, match="teacher: a network reads the field 'audio'"):
+        configuration.task(config)
 
 
 def _set(path, value):
