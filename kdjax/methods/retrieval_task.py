@@ -92,18 +92,23 @@ class RetrievalTask(Task):
 
     def check_outputs(self) -> None:
         """Refuses networks that are no dual encoders."""
-        for role, network in self.networks.items():
-
-            def outputs(rng, *x, network=network):
-                return network.apply(network.init(rng, *x), *x).output
-
-            found = jax.eval_shape(outputs, jax.random.key(0), *self.examples(role))
+        for role in self.networks:
+            found = self.outputs(role)
             if not isinstance(found, Mapping) or not {"image", "text", "scale"} <= set(found):
                 raise ValueError(
                     f"the {role} must be a dual encoder, whose output has image, text and scale"
                 )
 
-    def examples(self, role: str) -> tuple[jax.Array, ...]:
+    def outputs(self, role: str) -> PyTree:
+        """The shapes of what a role's network makes of one pair."""
+        network = self.networks[role]
+
+        def outputs(rng, *x):
+            return network.apply(network.init(rng, *x), *x).output
+
+        return jax.eval_shape(outputs, jax.random.key(0), *self.examples(role))
+
+    def examples(self, role: str) -> tuple[np.ndarray, ...]:
         """One image and one text, for shapes."""
         found = super().examples(role)
         return tuple(
@@ -128,7 +133,11 @@ class RetrievalTask(Task):
             found = self.embeddings("teacher", teacher, "train")
             return {"teacher_image": found.image, "teacher_text": found.text}
 
-        found = yield Compute("teacher_embeddings", compute)
+        examples, texts = self.dataset.splits["train"].arrays()["tokens"].shape[:2]
+        sizes = {"teacher_image": (examples,), "teacher_text": (examples, texts)}
+        width = self.outputs("teacher")["image"].shape[-1:]
+        shapes = {name: jax.ShapeDtypeStruct(n + width, jnp.float32) for name, n in sizes.items()}
+        found = yield Compute("teacher_embeddings", compute, shapes=shapes)
         return {}, {name: found[name] for name in ("teacher_image", "teacher_text")}
 
     def embeddings(self, role: str, variables: PyTree, split: str = "test") -> Embeddings:

@@ -146,6 +146,7 @@ def test_a_cached_teacher_says_what_a_live_one_does(task):
     cached = dataclasses.replace(task, cache_teacher=True)
     (node,) = [cached.taught(teacher).send(None)]
     fields = node.function(np.random.default_rng(0))
+    assert {n: x.shape for n, x in fields.items()} == {n: x.shape for n, x in node.shapes.items()}
     stream = cached.stream("student", fields=fields)
     batch = stream.assemble(stream.table, next(stream.items()))
     prepare = teach(task.networks["teacher"])
