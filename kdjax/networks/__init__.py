@@ -5,6 +5,7 @@ from kdjax.networks.functions import from_function
 from kdjax.networks.heads import ClassifierHead
 from kdjax.networks.inheritance import inherit_weights
 from kdjax.networks.linen import from_linen
+from kdjax.networks.lora import LoRA, attach
 from kdjax.networks.mlp import MLP
 from kdjax.networks.network import (
     Applied,
@@ -46,6 +47,7 @@ __all__ = [
     "DecoderConfig",
     "FactorEncoder",
     "LinearEmbedding",
+    "LoRA",
     "Network",
     "OFDConnector",
     "Paraphraser",
@@ -60,6 +62,7 @@ __all__ = [
     "ViT",
     "WideResNet",
     "as_network",
+    "attach",
     "available_taps",
     "build",
     "count_parameters",
