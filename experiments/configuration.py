@@ -135,10 +135,16 @@ def dataset(fields: Mapping[str, Any]) -> data.Dataset:
     return found
 
 
-def task(config: ml_collections.ConfigDict, found: data.Dataset | None = None) -> Task:
+def task(
+    config: ml_collections.ConfigDict,
+    found: data.Dataset | None = None,
+    input: str = "image",
+    **of_data: Any,
+) -> Task:
     """The task of a config, its teacher given where the config names a checkpoint.
 
-    `found` spares reading the data set again.
+    `found` spares reading the data set again; `input` is the field that the networks read, and
+    `of_data` are the options that all of them take from the data.
     """
     only("config", config, FIELDS)
     finite("config", config)
@@ -150,7 +156,7 @@ def task(config: ml_collections.ConfigDict, found: data.Dataset | None = None) -
         options = dict(fields["network"])
         name = options.pop("name")
         try:
-            nets[role] = networks.build(name, num_classes=found.num_classes, **options)
+            nets[role] = networks.build(name, num_classes=found.num_classes, **options, **of_data)
         except (ValueError, TypeError) as error:
             raise ConfigError(f"config.{role}.network: {error}") from error
         trainings[role] = training(f"config.{role}.training", fields["training"])
@@ -159,6 +165,7 @@ def task(config: ml_collections.ConfigDict, found: data.Dataset | None = None) -
         nets,
         trainings,
         seed=config.seed,
+        input=input,
         validate_every=config.validate_every,
         mean=tuple(config.data.get("mean", ())) or None,
         std=tuple(config.data.get("std", ())) or None,

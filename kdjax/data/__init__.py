@@ -6,7 +6,7 @@ from kdjax.data.packing import prompts
 from kdjax.data.registry import load
 from kdjax.data.source import Dataset, Split
 from kdjax.data.streams import host, iterator, resident, sequential
-from kdjax.data.text import TextDataset, text_dataset, tokenize
+from kdjax.data.text import TextDataset, labelled_dataset, text_dataset, tokenize
 
 __all__ = [
     "Augmentation",
@@ -18,6 +18,7 @@ __all__ = [
     "augmentations",
     "host",
     "iterator",
+    "labelled_dataset",
     "load",
     "load_text",
     "prompts",

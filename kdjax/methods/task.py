@@ -105,9 +105,10 @@ class Task:
 
     @functools.cached_property
     def example(self) -> jax.Array:
-        """A batch of one input, for shapes."""
+        """A batch of one input, for shapes: numbers, or ids of tokens."""
         field = self.dataset.splits["train"].arrays()[self.input][:1]
-        return jnp.zeros(field.shape, jnp.float32)
+        tokens = np.issubdtype(field.dtype, np.signedinteger)
+        return jnp.zeros(field.shape, jnp.int32 if tokens else jnp.float32)
 
     def key(self, name: str) -> jax.Array:
         """A random key of this task that depends on nothing but the seed and the name."""

@@ -32,6 +32,7 @@ from kdjax.networks.projectors import (
 )
 from kdjax.networks.registry import NAMES, build
 from kdjax.networks.resnet import ResNet
+from kdjax.networks.text_classifier import TextClassifier
 from kdjax.networks.transformer import Decoder, DecoderConfig
 from kdjax.networks.vit import ViT
 from kdjax.networks.wrn import WideResNet
@@ -57,6 +58,7 @@ __all__ = [
     "SemCKDAttention",
     "SemCKDProjector",
     "SimKDProjector",
+    "TextClassifier",
     "Translator",
     "VIDHead",
     "ViT",

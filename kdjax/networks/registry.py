@@ -14,6 +14,7 @@ from kdjax.networks.linen import from_linen
 from kdjax.networks.mlp import MLP
 from kdjax.networks.network import Network
 from kdjax.networks.resnet import ResNet
+from kdjax.networks.text_classifier import TextClassifier
 from kdjax.networks.transformer import Decoder, DecoderConfig
 from kdjax.networks.vit import ViT
 from kdjax.networks.wrn import WideResNet
@@ -31,6 +32,7 @@ NAMES: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
     # The dimensions of DeiT-Ti, Touvron et al. 2021 (arXiv:2012.12877), with patches of 4.
     "vit_tiny": (ViT, {"width": 192, "depth": 12, "heads": 3}),
 }
+TEXT: dict[str, type] = {"decoder": DecoderConfig, "text_classifier": TextClassifier}  # of tokens
 
 
 def build(name: str, num_classes: int, **options: Any) -> Network:
@@ -39,7 +41,8 @@ def build(name: str, num_classes: int, **options: Any) -> Network:
     So programs that are built on it share their compilation.
 
     Args:
-      name: one of `NAMES`, or `wrn_<depth>_<widen>` of any depth 6n + 4 and width, or "decoder".
+      name: one of `NAMES`, or `wrn_<depth>_<widen>` of any depth 6n + 4 and width, or one of
+        `TEXT`.
       num_classes: C, at least 1; the vocabulary of a decoder.
       **options: attributes of the module that differ from what the name stands for; the fields of
         `DecoderConfig` for a decoder.
@@ -54,18 +57,21 @@ def build(name: str, num_classes: int, **options: Any) -> Network:
         module, preset = NAMES[name]
     elif match := re.fullmatch(r"wrn_(\d+)_(\d+)", name):
         module, preset = WideResNet, {"depth": int(match[1]), "widen": int(match[2])}
-    elif name == "decoder":
-        module, preset = DecoderConfig, {}
+    elif name in TEXT:
+        module, preset = TEXT[name], {}
     else:
-        raise ValueError(f"unknown network {name!r}; {_nearest(name, [*NAMES, 'decoder'])}")
+        raise ValueError(f"unknown network {name!r}; {_nearest(name, [*NAMES, *TEXT])}")
     if not isinstance(num_classes, int) or num_classes < 1:
         raise ValueError(f"num_classes must be a positive integer, got {num_classes!r}")
     fields = {field.name for field in dataclasses.fields(module)}
-    valid = sorted(fields - {"parent", "name", "num_classes", "vocabulary"})
+    named = {"vocabulary"} if module is DecoderConfig else {"num_classes"}
+    valid = sorted(fields - {"parent", "name"} - named)
     for option in options:
         if option not in valid:
             raise ValueError(f"{name} has no option {option!r}; {_nearest(option, valid)}")
     merged = {**preset, **options}
+    if module is TextClassifier and "vocabulary" not in merged:
+        raise ValueError(f"{name} needs the option 'vocabulary', the number of token ids")
     frozen = {k: tuple(v) if isinstance(v, list) else v for k, v in merged.items()}
     return _build(module, num_classes, tuple(sorted(frozen.items())))
 
