@@ -2,7 +2,7 @@
 
     DATA=--config.data.name=jsonl:sst2.jsonl.gz
     python -m experiments.run --config=configs/text_classification/sst2.py $DATA \
-        --config.data.rows='(0,0,0)' --config.teacher.training.steps=800 \
+        --config.data.rows='(0,0,0)' --config.teacher.training.steps=500 \
         --config.student.training.steps=1 --workdir=runs/sst2-teacher
     python -m experiments.compare --config=configs/text_classification/compare_sinkd.py $DATA \
         --config.teacher.checkpoint=runs/sst2-teacher/weights/teacher --workdir=runs/compare-sst2

@@ -167,6 +167,7 @@ class Task:
         extra: Mapping[str, PyTree] = NOTHING,
         memory: PyTree = None,
         streams: Mapping[str, Any] | None = None,
+        examples: int | None = None,
     ) -> Generator:
         """The stage `distill`: a fresh student, taught by `teacher` on the stream `train`.
 
@@ -177,6 +178,7 @@ class Task:
           extra: further roles of the program.
           memory: what the program keeps besides variables, at the start; None: nothing.
           streams: what it reads; None: the stream `train` of the student.
+          examples: how many of them a step trains on, where that is not all.
         """
         if streams is None:
             taught, train = yield from self.taught_stream(teacher)
@@ -192,6 +194,7 @@ class Task:
                 self.training["student"].steps,
                 memory={} if memory is None else memory,
                 validation=self.validation("student"),
+                examples=examples,
             )
         )
 

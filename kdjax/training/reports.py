@@ -83,8 +83,10 @@ class Reports:
             if np.all(weights > 0):
                 values[name] = sums / weights
         members = max(len(self._stage.seeds), 1)
-        size = sum(stream.batch_size for stream in self._stage.data.values()) * members
-        values["examples_per_second"] = count * size / seconds
+        size = self._stage.examples
+        if size is None:
+            size = sum(stream.batch_size for stream in self._stage.data.values())
+        values["examples_per_second"] = count * size * members / seconds
         values["stall"] = waited / seconds
         self._metrics.write(self._stage.name, step, "train", values)
         losses = [x for name, x in values.items() if name.rpartition("/")[2] == "loss"]
