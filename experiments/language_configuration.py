@@ -53,6 +53,7 @@ def defaults() -> ml_collections.ConfigDict:
     config.teacher.network = dict(name="decoder", width=128, num_layers=4, num_heads=4, hidden=384)
     config.student.network = dict(name="decoder", width=64, num_layers=2, num_heads=4, hidden=192)
     for role in ("teacher", "student"):
+        del config[role].input  # rows of tokens
         config[role].training.update(schedule="cosine", warmup=0.05, clip=1.0, batch_size=16)
     config.student.warm_up = 0
     config.method = dict(name="language_model")

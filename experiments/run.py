@@ -19,12 +19,18 @@ from ml_collections import config_flags
 from experiments import configuration, reports, tasks
 from kdjax import evaluation, methods
 from kdjax.methods.task import Task
-from kdjax.training import Display, read_metrics, run, save_variables
+from kdjax.training import Display, Profile, read_metrics, run, save_variables
 
 CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lies; started again, it goes on.")
 CACHE = flags.DEFINE_string(
     "compilation_cache", "", "A directory for XLA's persistent compilation cache; empty: none."
+)
+PROFILE_STEPS = flags.DEFINE_string(
+    "profile_steps", "", "FIRST:LAST, steps of each stage to trace into <workdir>/profile."
+)
+PROFILE_STAGE = flags.DEFINE_string(
+    "profile_stage", "", "The only stage that --profile_steps traces; empty: every stage."
 )
 COORDINATOR = flags.DEFINE_string(
     "coordinator", "", "host:port of process 0, for several hosts; `auto`: from the cluster."
@@ -47,6 +53,15 @@ def experiment(task: Task, module, config) -> Generator:
     return teacher, alone, distilled
 
 
+def profile(workdir: pathlib.Path) -> Profile | None:
+    """What `--profile_steps` and `--profile_stage` ask for."""
+    if PROFILE_STEPS.value:
+        return Profile.of(PROFILE_STEPS.value, workdir / "profile", PROFILE_STAGE.value)
+    if PROFILE_STAGE.value:
+        raise configuration.ConfigError("--profile_stage needs --profile_steps")
+    return None
+
+
 def main(argv: Sequence[str]) -> None:
     began = time.monotonic()
     if CONFIG.value is None or WORKDIR.value is None:
@@ -61,7 +76,7 @@ def main(argv: Sequence[str]) -> None:
     config, workdir = CONFIG.value, pathlib.Path(WORKDIR.value)
     module, method_config = tasks.method(config, config.method, "config.method")
     task = tasks.task(config)
-    settings = configuration.settings(config)
+    settings = configuration.settings(config, profile=profile(workdir))
     for role, training in task.training.items():
         settings.layout.check_batch(f"train of the {role}", training.batch_size)
     configuration.claim(workdir, config)
@@ -75,6 +90,10 @@ def main(argv: Sequence[str]) -> None:
         settings=settings,
         display=display,
     )
+    if PROFILE_STEPS.value and not (workdir / "profile").exists():
+        display.say(
+            "--profile_steps: no step was traced; the stages are finished or called otherwise"
+        )
     models = {"teacher": teacher, "student alone": alone.last}
     if module is not methods.get(task.baseline):
         models["distilled student"] = distilled.last

@@ -25,7 +25,7 @@ def defaults() -> ml_collections.ConfigDict:
     `data`: `name` and `options` of `kdjax.data.load_text`, among them `label`, which makes the task
     one of classification; `tokenizer`, "words" (the `vocabulary` most frequent ones of the training
     split), "bytes" or the folder of a `tokenizer.json`; `length` and `drop` of
-    `kdjax.data.labelled_dataset`; `rows`, how many rows of the training, validation and test split
+    `kdjax.data.text_dataset`; `rows`, how many rows of the training, validation and test split
     are used, 0 for all.
     """
     config = base.defaults()
@@ -38,6 +38,8 @@ def defaults() -> ml_collections.ConfigDict:
         drop=False,
         rows=(0, 0, 0),
     )
+    for role in ("teacher", "student"):
+        config[role].input = ("tokens", "segments")
     config.teacher.network = dict(name="text_classifier", width=64, num_layers=2)
     config.student.network = dict(name="text_classifier", width=16, num_layers=1, hidden=32)
     return config
@@ -65,7 +67,11 @@ def dataset(config: ml_collections.ConfigDict) -> tuple[data.TextDataset, Tokeni
         tokenizer = ByteTokenizer()
     else:
         tokenizer = load_tokenizer(fields["tokenizer"])
-    found = data.labelled_dataset(corpus, tokenizer, fields["length"], drop=fields["drop"])
+    if not corpus.class_names:
+        raise base.ConfigError(f"config.data.options.label: {corpus.name} has no labels")
+    found = data.text_dataset(
+        corpus, tokenizer, fields["length"], packed=False, drop=fields["drop"]
+    )
     if len(fields["rows"]) != 3:
         raise base.ConfigError(f"config.data.rows must be three numbers, got {fields['rows']}")
     splits = dict(found.splits)
@@ -79,4 +85,4 @@ def task(config: ml_collections.ConfigDict, found=None) -> Task:
     """The classification task of a config; `found` is what `dataset` gave."""
     base.only("config.data", config.data, DATA)
     rows, tokenizer = found or dataset(config)
-    return base.task(config, rows, input="tokens", vocabulary=tokenizer.vocabulary)
+    return base.task(config, rows, vocabulary=tokenizer.vocabulary)

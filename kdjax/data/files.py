@@ -62,7 +62,7 @@ def image_folder(path: str) -> Dataset:
     place = pathlib.Path(path)
     if not place.exists():
         raise FileNotFoundError(f"there is no image folder or zip at {path}")
-    files = _folder(place) if place.is_dir() else _archive(place)
+    files = archive_or_folder(place)
     members = _members(place, files)
     classes, words = _classes(place, files, members)
     pixels = _pixels(place, sorted(name for name, *_ in members), files)
@@ -81,6 +81,11 @@ def image_folder(path: str) -> Dataset:
         order = np.argsort(found, kind="stable")
         splits[split] = whole.take(np.array(rows)[order], f"{place.name}/{split}")
     return Dataset(place.name, carve(splits, place.name), words)
+
+
+def archive_or_folder(place: pathlib.Path) -> _Files:
+    """The files of a folder, or of a zip; refuses paths that lead out of it."""
+    return _folder(place) if place.is_dir() else _archive(place)
 
 
 def decode(data: bytes, name: str, where: str) -> Image.Image:

@@ -21,6 +21,7 @@ def load(name: str, **options: Any) -> Dataset:
     | `folder:PATH` | an image folder, or a zip of one, decoded once | |
     | `npz:PATH` | arrays | `fields` |
     | `jsonl:PATH`, `csv:PATH` | a table, also gzipped | `input`, `label`, `split` |
+    | `spoken_digits:PATH` | written digits beside spoken ones of a `.npz` | `seed`, `missing` |
 
     Raises:
       ValueError: unknown name (the nearest valid one is named), or data that cannot be used.
@@ -28,7 +29,7 @@ def load(name: str, **options: Any) -> Dataset:
     """
     kind, _, place = name.partition(":")
     if place:
-        from kdjax.data import files, tables
+        from kdjax.data import files, spoken_digits, tables
 
         readers: dict[str, Callable[..., Dataset]] = {
             "tfds": from_tfds,
@@ -36,6 +37,7 @@ def load(name: str, **options: Any) -> Dataset:
             "npz": tables.npz,
             "jsonl": tables.table,
             "csv": tables.table,
+            "spoken_digits": spoken_digits.spoken_digits,
         }
         if kind not in readers:
             hint = _nearest(kind, readers)

@@ -107,6 +107,36 @@ class Split:
         chosen, _ = stratified(self.labels(), (examples,), seed)
         return self.take(chosen, f"{self.where}[{examples}]")
 
+    def long_tailed(self, imbalance: float, seed: int) -> Split:
+        """A part whose classes fall off exponentially, the first the largest.
+
+            n_c = n_max imbalance^(-c / (C - 1)),   c = 0 ... C - 1
+
+        n_max is the size of the largest class; a class that has fewer than n_c examples keeps all
+        of them, and none loses its last one.
+
+        Args:
+          imbalance: n_0 / n_{C-1}, at least 1; 100 and 50 are usual.
+          seed: of which examples are kept.
+
+        Raises:
+          ValueError: an imbalance below 1.
+
+        Source: Cui et al. 2019 (arXiv:1901.05555), section 5.1.
+
+        >>> whole = Split.of({"label": np.arange(300) % 3}, "tiny")
+        >>> np.bincount(whole.long_tailed(100, seed=0).labels()).tolist()
+        [100, 10, 1]
+        """
+        if not imbalance >= 1:
+            raise ValueError(f"imbalance must be at least 1, got {imbalance}")
+        labels, rng = self.labels(), np.random.default_rng(seed)
+        counts = np.bincount(labels)
+        places = np.arange(len(counts)) / max(len(counts) - 1, 1)
+        wanted = np.maximum(1, np.floor(counts.max() * imbalance**-places + 1e-9)).astype(int)
+        kept = [rng.permutation(np.flatnonzero(labels == c))[:n] for c, n in enumerate(wanted)]
+        return self.take(np.sort(np.concatenate(kept)), f"{self.where}[1:{imbalance:g}]")
+
     def check_labels(self, num_classes: int) -> None:
         """Refuses a label outside the classes."""
         labels = self.labels()

@@ -349,7 +349,8 @@ def device_table(split: Split) -> dict[str, jax.Array]:
         arrays = {n: x for n, x in split.arrays().items() if x.dtype.kind in "biuf"}
         for name, x in arrays.items():
             check_finite(x, f"{split.where}, field {name}")
-        split.on_device["table"] = {name: jnp.asarray(x) for name, x in arrays.items()}
+        with jax.ensure_compile_time_eval():  # arrays, also where a recipe is only traced
+            split.on_device["table"] = {name: jnp.asarray(x) for name, x in arrays.items()}
     return split.on_device["table"]
 
 

@@ -117,41 +117,6 @@ def text_dataset(
     return TextDataset(corpus.name, splits, *names, summaries, record)
 
 
-def labelled_dataset(
-    corpus: Corpus, tokenizer: Tokenizer, length: int, *, drop: bool = False
-) -> TextDataset:
-    """Rows of `tokens` `[length]`, -1 after a text's end, and `label`: for classifiers.
-
-    Args:
-      corpus: documents with labels, in splits.
-      tokenizer: of all networks that read the rows.
-      length: tokens a row, the end token among them.
-      drop: texts that are empty or longer are dropped and counted in `summaries`. Default: they
-        are refused.
-
-    Raises:
-      ValueError: a corpus without labels; see `text_dataset`.
-
-    >>> from kdjax.data.tokenizers import ByteTokenizer
-    >>> rows = [Document(text, label=i % 2) for i, text in enumerate(["ab", "c"] * 20)]
-    >>> corpus = Corpus.of({s: rows for s in ("train", "validation", "test")}, "tiny",
-    ...                    class_names=("a", "b"))
-    >>> dataset = labelled_dataset(corpus, ByteTokenizer(), 4)
-    >>> dataset.splits["test"].arrays()["tokens"][:2].tolist()
-    [[97, 98, 256, -1], [99, 256, -1, -1]]
-    """
-    if not corpus.class_names:
-        raise ValueError(f"{corpus.name} has no labels: say which field has them (label=...)")
-    rows = text_dataset(corpus, tokenizer, length, packed=False, drop=drop)
-    splits = {}
-    for name, split in rows.splits.items():
-        arrays = split.arrays()
-        tokens = np.where(arrays["segments"] > 0, arrays["tokens"], -1).astype(np.int32)
-        kept = {"tokens": tokens, "label": arrays["label"], "domain": arrays["domain"]}
-        splits[name] = TokenSplit.of(kept, split.where)
-    return dataclasses.replace(rows, splits=splits)
-
-
 def tokenize(corpus: Corpus, tokenizer: Tokenizer) -> dict[str, Documents]:
     """The documents of each split as tokens; done once and kept under `KDJAX_DATA_DIR`.
 

@@ -25,7 +25,11 @@ from kdjax.evaluation.tables import NOTHING, column, text_table
 
 SHORT = ("accuracy", "agreement", "ece")
 MORE = ("adaptive_ece", "nll", "brier", "kl_to_teacher", "kendall", "spearman")
-UNITS = {"cross_entropy": "cross-entropy (nats)", "examples_per_second": "examples / s"}
+UNITS = {
+    "cross_entropy": "cross-entropy (nats)",
+    "examples_per_second": "examples / s",
+    "time": "ms a step",
+}
 SPEED = ("examples_per_second", "stall")
 SHARES = ("accuracy", "agreement", "stall")  # metrics in [0, 1], shown in percent
 
@@ -193,6 +197,8 @@ def curve_panels(curves: Mapping[str, Mapping[str, tuple]]) -> list[str]:
                 validation.setdefault(metric, {})[stage] = curve
             elif metric in SPEED:
                 speed.setdefault(metric, {})[stage] = curve
+            elif metric.startswith("time/"):
+                speed.setdefault(f"{stage}: time", {})[metric[len("time/") :]] = curve
             else:
                 # loss, loss/<term> and <update>/loss/<term>: one panel an update.
                 head, loss, term = f"/{metric}".partition("/loss")

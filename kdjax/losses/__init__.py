@@ -312,6 +312,7 @@ from kdjax.losses.score_matching import (
     sid,
 )
 from kdjax.losses.self_distillation import opsd, topk_teacher_support
+from kdjax.losses.singular_vectors import kdsvd
 from kdjax.losses.sparse import (
     hinge_ranking,
     logistic_ranking,
@@ -553,6 +554,7 @@ __all__ = [
     "kdcl_linear",
     "kdcl_min_logit",
     "kdcl_naive",
+    "kdsvd",
     "kl_divergence",
     "kto",
     "kto_pair",

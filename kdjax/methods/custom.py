@@ -16,7 +16,7 @@ from kdjax import losses
 from kdjax.data import Dataset, augmentations
 from kdjax.evaluation import accuracy, agreement, curves
 from kdjax.methods import kd, supervised
-from kdjax.methods.task import Task, Trained
+from kdjax.methods.task import Task, Trained, inputs
 from kdjax.networks import Network, as_network, from_function, logits_of
 from kdjax.training import (
     Display,
@@ -142,10 +142,11 @@ def distill(
     return _run(student, _teacher(teacher), data, loss, batchwise=batchwise, **options)
 
 
-def _program(student, teacher, loss, training, batchwise, field) -> Program:
+def _program(student, teacher, loss, training, batchwise, fields) -> Program:
     def objective(variables, batch, context):
         batch = batch["train"]
-        out = student.apply(variables["student"], batch[field], train=True, rng=context.rng)
+        x = inputs(batch, fields)
+        out = student.apply(variables["student"], *x, train=True, rng=context.rng)
         logits = logits_of(out.output)
         values = loss(logits, jax.lax.stop_gradient(batch["teacher_logits"]), batch["label"])
         where = batch["where"] & losses.valid_labels(batch["label"], logits.shape[-1])
@@ -158,7 +159,7 @@ def _program(student, teacher, loss, training, batchwise, field) -> Program:
         return Evaluation({"distillation": mean(values, where)}, {"student": out.variables})
 
     update = Update(objective, ("student",), training.transformation, batchwise=batchwise)
-    return Program((update,), prepare=kd.teach(teacher, field), schedules=training.schedules)
+    return Program((update,), prepare=kd.teach(teacher, fields), schedules=training.schedules)
 
 
 def _run(
@@ -187,7 +188,7 @@ def _run(
     def recipe():
         if teacher is None:
             return (yield from supervised.recipe(task, supervised.Config()))
-        program = _program(network, teacher[0], loss, training, batchwise, task.input)
+        program = _program(network, teacher[0], loss, training, batchwise, task.reads("student"))
         return Trained.of((yield from task.distill(program, taught)), "student")
 
     metrics = MetricWriter(workdir)

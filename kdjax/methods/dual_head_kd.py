@@ -29,7 +29,7 @@ import optax
 
 from kdjax import losses
 from kdjax.methods import kd, supervised
-from kdjax.methods.task import Task, Trained
+from kdjax.methods.task import Fields, Task, Trained, inputs
 from kdjax.networks import Network, from_linen, logits_of
 from kdjax.networks.heads import ClassifierHead
 from kdjax.training import Combined, Evaluation, Program, Term, Update, mean
@@ -98,10 +98,10 @@ def auxiliary_head(num_classes: int, config: Config) -> Network:
     return from_linen(ClassifierHead(num_classes, hidden, config.dropout))
 
 
-def read_features(student: Network, variables, inputs, config: Config, **options):
+def read_features(student: Network, variables, x: tuple, config: Config, **options):
     """The student applied, and the features `[B, D]` that the auxiliary head reads."""
     if config.features == "features":
-        out = student.apply(variables, inputs, **options)
+        out = student.apply(variables, *x, **options)
         if not isinstance(out.output, dict) or "features" not in out.output:
             raise ValueError(
                 "the student's output has no 'features'; set `features` to the path of an "
@@ -109,7 +109,7 @@ def read_features(student: Network, variables, inputs, config: Config, **options
             )
         features = out.output["features"]
     else:
-        out = student.apply(variables, inputs, taps=(config.features,), **options)
+        out = student.apply(variables, *x, taps=(config.features,), **options)
         if len(out.taps) != 1:
             raise ValueError(f"features={config.features!r} must match one value: {list(out.taps)}")
         (features,) = out.taps.values()
@@ -161,7 +161,8 @@ def program(
     auxiliary: Network,
     training: Training,
     config: Config,
-    field: str = "image",
+    fields: Fields = "image",
+    teacher_fields: Fields = "image",
 ) -> Program:
     """One update of the student and, with two heads, of the auxiliary head."""
     kernel = {"binary_kl_norm": losses.binary_kl_norm, "binary_kl": losses.binary_kl}[config.loss]
@@ -170,16 +171,14 @@ def program(
     def objective(variables, batch, context):
         batch = batch["train"]
         rng, head_rng = jax.random.split(context.rng)
-        options = dict(train=True, rng=rng)
+        options, x = dict(train=True, rng=rng), inputs(batch, fields)
         new = {}
         if dual:
-            out, features = read_features(
-                student, variables["student"], batch[field], config, **options
-            )
+            out, features = read_features(student, variables["student"], x, config, **options)
             head = auxiliary.apply(variables["auxiliary"], features, train=True, rng=head_rng)
             new["auxiliary"], taught = head.variables, logits_of(head.output)
         else:
-            out = student.apply(variables["student"], batch[field], **options)
+            out = student.apply(variables["student"], *x, **options)
             taught = logits_of(out.output)
         logits, where = logits_of(out.output), batch["where"]
         labelled = where & losses.valid_labels(batch["label"], logits.shape[-1])
@@ -202,7 +201,9 @@ def program(
         combine=functools.partial(combine, config) if apart else None,
         microbatches=training.microbatches,
     )
-    return Program((update,), prepare=kd.teach(teacher, field), schedules=training.schedules)
+    return Program(
+        (update,), prepare=kd.teach(teacher, teacher_fields), schedules=training.schedules
+    )
 
 
 def recipe(task: Task, config: Config) -> Generator:
@@ -214,10 +215,13 @@ def recipe(task: Task, config: Config) -> Generator:
     extra = {}
     if config.heads == "dual":
         shape = jax.eval_shape(
-            lambda v, x: read_features(student, v, x, config)[1], variables, task.example
+            lambda v, *x: read_features(student, v, x, config)[1],
+            variables,
+            *task.examples("student"),
         )
         features = jnp.zeros(shape.shape, shape.dtype)
         extra["auxiliary"] = head.init(task.key("variables of auxiliary"), features)
-    step = program(student, task.networks["teacher"], head, training, config, task.input)
+    reads = task.reads("student"), task.reads("teacher")
+    step = program(student, task.networks["teacher"], head, training, config, *reads)
     outcome = yield from task.distill(step, teacher, extra)
     return Trained.of(outcome, "student")

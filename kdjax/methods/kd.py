@@ -30,7 +30,7 @@ import jax.numpy as jnp
 
 from kdjax import losses
 from kdjax.methods import supervised
-from kdjax.methods.task import Task, Trained
+from kdjax.methods.task import Fields, Task, Trained, inputs
 from kdjax.networks import Network, logits_of
 from kdjax.training import Evaluation, Program, Update, mean
 from kdjax.training.optimizers import Training
@@ -109,7 +109,7 @@ def distance(config: Config):
     }[config.loss]
 
 
-def teach(network: Network, field: str = "image"):
+def teach(network: Network, fields: Fields = "image"):
     """A program's `prepare`: the teacher's logits beside the images, outside every gradient.
 
     A batch that has them already (a cache fills the same key) is left alone.
@@ -118,7 +118,7 @@ def teach(network: Network, field: str = "image"):
     def prepare(variables, batch, context):
         train = batch["train"]
         if "teacher_logits" not in train:
-            logits = logits_of(network.apply(variables["teacher"], train[field]).output)
+            logits = logits_of(network.apply(variables["teacher"], *inputs(train, fields)).output)
             train = {**train, "teacher_logits": logits}
         return {**batch, "train": train}, context.memory
 
@@ -127,14 +127,20 @@ def teach(network: Network, field: str = "image"):
 
 @functools.lru_cache(maxsize=64)
 def program(
-    student: Network, teacher: Network, training: Training, config: Config, field: str = "image"
+    student: Network,
+    teacher: Network,
+    training: Training,
+    config: Config,
+    fields: Fields = "image",
+    teacher_fields: Fields = "image",
 ) -> Program:
     """One update of the student, taught on the same views that it sees."""
     compare = distance(config)
 
     def objective(variables, batch, context):
         batch = batch["train"]
-        out = student.apply(variables["student"], batch[field], train=True, rng=context.rng)
+        x = inputs(batch, fields)
+        out = student.apply(variables["student"], *x, train=True, rng=context.rng)
         logits, taught = logits_of(out.output), batch["teacher_logits"]
         where = batch["where"]
         labelled = where & losses.valid_labels(batch["label"], logits.shape[-1])
@@ -167,13 +173,14 @@ def program(
         batchwise=config.loss == "dist",
     )
     schedules = {**training.schedules, "distillation_weight": weight}
-    return Program((update,), prepare=teach(teacher, field), schedules=schedules)
+    return Program((update,), prepare=teach(teacher, teacher_fields), schedules=schedules)
 
 
 def recipe(task: Task, config: Config) -> Generator:
     """A teacher, given or trained, then one stage of distillation."""
     teacher = yield from supervised.teacher(task)
     student, training = task.networks["student"], task.training["student"]
-    step = program(student, task.networks["teacher"], training, config, task.input)
+    reads = task.reads("student"), task.reads("teacher")
+    step = program(student, task.networks["teacher"], training, config, *reads)
     outcome = yield from task.distill(step, teacher)
     return Trained.of(outcome, "student")

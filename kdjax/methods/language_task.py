@@ -138,10 +138,9 @@ class LanguageTask(Task):
                     f"{config.max_length}"
                 )
 
-    @functools.cached_property
-    def example(self) -> jax.Array:
+    def examples(self, role: str) -> tuple[np.ndarray, ...]:
         """One row of tokens, for shapes."""
-        return jnp.zeros((1, 2), jnp.int32)
+        return (np.zeros((1, 2), np.int32),)
 
     def variables(self, role: str) -> PyTree:
         """Given ones, or random ones: the same for every method of a seed."""
@@ -169,9 +168,12 @@ class LanguageTask(Task):
         """The teacher's hidden states on the training split `[N, L, D]`, from the disk.
 
         They lie under `KDJAX_DATA_DIR`, by the teacher's weights and the rows' content, and are
-        computed where they are missing, `rows` rows at a time.
+        computed where they are missing, `rows` rows at a time. Where the recipe is only traced, for
+        a plan, they are zeros that take no memory.
         """
         arrays, config = self.dataset.splits["train"].arrays(), self.decoders["teacher"]
+        if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(teacher)):
+            return np.broadcast_to(np.float32(0), (*arrays["tokens"].shape, config.width))
         teacher = gather(teacher)
         read_by_teacher = ("tokens", "positions", "segments")
         contents = Contents(

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 
 from kdjax import losses
 from kdjax.methods import kd, supervised
-from kdjax.methods.task import Task, Trained
+from kdjax.methods.task import Fields, Task, Trained, inputs
 from kdjax.networks import Network, logits_of
 from kdjax.training import Evaluation, Program, Update, mean
 from kdjax.training.optimizers import Training
@@ -68,7 +68,12 @@ def loss(student_logits, teacher_logits, labels, config: Config):
 
 @functools.lru_cache(maxsize=64)
 def program(
-    student: Network, teacher: Network, training: Training, config: Config, field: str = "image"
+    student: Network,
+    teacher: Network,
+    training: Training,
+    config: Config,
+    fields: Fields = "image",
+    teacher_fields: Fields = "image",
 ) -> Program:
     """One update of the student."""
 
@@ -76,7 +81,8 @@ def program(
         batch = batch["train"]
         if "mix" in batch:
             raise ValueError("plackett_luce ranks one label first: it cannot train on mixup")
-        out = student.apply(variables["student"], batch[field], train=True, rng=context.rng)
+        x = inputs(batch, fields)
+        out = student.apply(variables["student"], *x, train=True, rng=context.rng)
         logits, taught = logits_of(out.output), batch["teacher_logits"]
         where = batch["where"] & losses.valid_labels(batch["label"], logits.shape[-1])
         agree = (jnp.argmax(logits, -1) == jnp.argmax(taught, -1)).astype(jnp.float32)
@@ -89,13 +95,15 @@ def program(
     update = Update(
         objective, ("student",), training.transformation, microbatches=training.microbatches
     )
-    return Program((update,), prepare=kd.teach(teacher, field), schedules=training.schedules)
+    prepare = kd.teach(teacher, teacher_fields)
+    return Program((update,), prepare=prepare, schedules=training.schedules)
 
 
 def recipe(task: Task, config: Config) -> Generator:
     """A teacher, given or trained, then one stage with the list-wise loss alone."""
     teacher = yield from supervised.teacher(task)
     student, training = task.networks["student"], task.training["student"]
-    step = program(student, task.networks["teacher"], training, config, task.input)
+    reads = task.reads("student"), task.reads("teacher")
+    step = program(student, task.networks["teacher"], training, config, *reads)
     outcome = yield from task.distill(step, teacher)
     return Trained.of(outcome, "student")

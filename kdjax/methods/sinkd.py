@@ -33,7 +33,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from kdjax import losses
 from kdjax.losses import checks
 from kdjax.methods import kd, language_model, language_task, supervised
-from kdjax.methods.task import Task, Trained, classification_metrics
+from kdjax.methods.task import Fields, Task, Trained, classification_metrics, inputs
 from kdjax.networks import Network, logits_of
 from kdjax.networks.transformer import DecoderConfig, project
 from kdjax.training import Evaluation, Program, Stage, Term, Update, mean
@@ -222,13 +222,18 @@ def token_positions(
 
 @functools.lru_cache(maxsize=64)
 def program(
-    student: Network, teacher: Network, training: Training, config: Config, field: str = "image"
+    student: Network,
+    teacher: Network,
+    training: Training,
+    config: Config,
+    fields: Fields = "image",
+    teacher_fields: Fields = "image",
 ) -> Program:
     """One update of the student. Micro-batches are exact: logits first, then the whole batch."""
 
     def embed(variables, batch, context):
-        inputs = batch["train"][field]
-        out = student.apply(variables["student"], inputs, train=True, rng=context.rng)
+        x = inputs(batch["train"], fields)
+        out = student.apply(variables["student"], *x, train=True, rng=context.rng)
         return logits_of(out.output), {"student": out.variables}
 
     def objective(variables, batch, context):
@@ -265,7 +270,7 @@ def program(
         embed=embed if training.microbatches > 1 else None,
     )
     return Program(
-        (update,), prepare=kd.teach(teacher, field), schedules=_schedules(training, config)
+        (update,), prepare=kd.teach(teacher, teacher_fields), schedules=_schedules(training, config)
     )
 
 
@@ -329,10 +334,15 @@ def token_program(
 
 @functools.lru_cache(maxsize=64)
 def validation_metrics(
-    student: Network, teacher: Network, batch_size: int, config: Config, field: str = "image"
+    student: Network,
+    teacher: Network,
+    batch_size: int,
+    config: Config,
+    fields: Fields = "image",
+    teacher_fields: Fields = "image",
 ):
     """`classification_metrics`, and those of the plan in batches as large as in training."""
-    scores = classification_metrics("student", student, field)
+    scores = classification_metrics("student", student, fields)
 
     def batches(x: jax.Array) -> jax.Array:
         padding = [(0, -len(x) % batch_size), *[(0, 0)] * (x.ndim - 1)]
@@ -340,8 +350,11 @@ def validation_metrics(
 
     def evaluate(variables, batch) -> Mapping[str, Term]:
         logits, taught = (
-            logits_of(network.apply(variables[role], batch[field]).output)
-            for role, network in (("student", student), ("teacher", teacher))
+            logits_of(network.apply(variables[role], *inputs(batch, read)).output)
+            for role, network, read in (
+                ("student", student, fields),
+                ("teacher", teacher, teacher_fields),
+            )
         )
         arrays = batches(logits), batches(taught), batches(batch["where"])
         found = jax.vmap(lambda s, t, w: measure(s, t, w, config))(*arrays)
@@ -362,12 +375,13 @@ def recipe(task: Task, config: Config) -> Generator:
     teacher = yield from supervised.teacher(task)
     student, training = task.networks["student"], task.training["student"]
     networks = student, task.networks["teacher"]
-    evaluate = validation_metrics(*networks, training.batch_size, config, task.input)
+    reads = task.reads("student"), task.reads("teacher")
+    evaluate = validation_metrics(*networks, training.batch_size, config, *reads)
     # The plan on the validation split needs the teacher, even where its training logits are kept.
     _, train = yield from task.taught_stream(teacher)
     outcome = yield Stage(
         "distill",
-        program(*networks, training, config, task.input),
+        program(*networks, training, config, *reads),
         {"student": task.variables("student"), "teacher": teacher},
         {"train": train},
         training.steps,

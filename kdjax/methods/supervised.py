@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from kdjax import losses
-from kdjax.methods.task import Task, Trained
+from kdjax.methods.task import Fields, Task, Trained, inputs
 from kdjax.networks import Network, logits_of
 from kdjax.training import Evaluation, Program, Stage, Update, mean
 from kdjax.training.optimizers import Training
@@ -43,13 +43,13 @@ def label_loss(logits: jax.Array, batch: dict, label_smoothing: float = 0.0) -> 
 
 @functools.lru_cache(maxsize=64)
 def program(
-    role: str, network: Network, training: Training, config: Config, field: str = "image"
+    role: str, network: Network, training: Training, config: Config, fields: Fields = "image"
 ) -> Program:
     """One update of one role on the stream `train`."""
 
     def objective(variables, batch, context):
         batch = batch["train"]
-        out = network.apply(variables[role], batch[field], train=True, rng=context.rng)
+        out = network.apply(variables[role], *inputs(batch, fields), train=True, rng=context.rng)
         logits = logits_of(out.output)
         where = batch["where"] & losses.valid_labels(batch["label"], logits.shape[-1])
         correct = (jnp.argmax(logits, -1) == batch["label"]).astype(jnp.float32)
@@ -68,7 +68,7 @@ def stage(task: Task, role: str, name: str, config: Config = Config()) -> Stage:
     training = task.training[role]
     return Stage(
         name,
-        program(role, task.networks[role], training, config, task.input),
+        program(role, task.networks[role], training, config, task.reads(role)),
         {role: task.variables(role)},
         {"train": task.stream(role)},
         training.steps,

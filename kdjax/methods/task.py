@@ -33,7 +33,25 @@ from kdjax.training import Compute, Outcome, Program, Stage, Term, Validation, g
 from kdjax.training.optimizers import Training
 
 PyTree = Any
+Fields = str | tuple[str, ...]  # what a network reads of a batch: its arguments, in their order
 NOTHING: Mapping[str, PyTree] = types.MappingProxyType({})
+
+
+def inputs(batch: Mapping[str, jax.Array], fields: Fields) -> tuple[jax.Array, ...]:
+    """The arguments of a network: the fields of a batch that it reads, in order.
+
+    Raises:
+      ValueError: the batch lacks a field.
+
+    >>> batch = {"image": 1, "audio": 2, "label": 3}
+    >>> inputs(batch, "image"), inputs(batch, ("image", "audio"))
+    ((1,), (1, 2))
+    """
+    names = (fields,) if isinstance(fields, str) else fields
+    for name in names:
+        if name not in batch:
+            raise ValueError(f"a network reads the field {name!r}, but there are {sorted(batch)}")
+    return tuple(batch[name] for name in names)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +63,8 @@ class Task:
       networks: role -> network; the output of each is logits, or a dict with `logits`.
       training: role -> how it is trained.
       seed: initial variables and the order of the batches.
-      input: the field of a batch that the networks read.
+      input: the field of a batch that the networks read; several, for networks of as many
+        arguments; or a mapping from roles to these, where roles see different modalities.
       validate_every: steps between two looks at the validation split.
       given: role -> trained variables; a role that is here is not trained.
       mean, std: what images are normalised with; None: they stay in [0, 1].
@@ -58,7 +77,7 @@ class Task:
     networks: Mapping[str, Network]
     training: Mapping[str, Training]
     seed: int = 0
-    input: str = "image"
+    input: Fields | Mapping[str, Fields] = "image"
     validate_every: int = 100
     given: Mapping[str, PyTree] = dataclasses.field(default_factory=dict)
     mean: tuple[float, ...] | None = None
@@ -82,7 +101,31 @@ class Task:
                 )
         if self.validate_every < 1:
             raise ValueError(f"validate_every must be at least 1, got {self.validate_every}")
+        self.check_inputs()
         self.check_outputs()
+
+    def check_inputs(self) -> None:
+        """Refuses roles that read what the data set does not hold, and views of half an example."""
+        for role in self.networks:
+            try:
+                inputs(self.dataset.splits["train"].fields, self.reads(role))
+            except ValueError as error:
+                raise ValueError(f"{self.dataset.name!r}, {role}: {error}") from error
+            mixed = any(a.name == "mixup" for a in self.training.get(role, Training()).augment)
+            if mixed and self.reads(role) not in ("image", ("image",)):
+                raise ValueError(
+                    f"mixup mixes images alone, but the {role} reads {self.reads(role)}: its other "
+                    "inputs would belong to another label"
+                )
+
+    def reads(self, role: str) -> Fields:
+        """The field, or the fields, that the network of a role reads of a batch."""
+        fields = self.input
+        if isinstance(fields, Mapping):
+            if role not in fields:
+                raise ValueError(f"input does not say what the {role} reads; it has {list(fields)}")
+            fields = fields[role]
+        return fields if isinstance(fields, str) else tuple(fields)
 
     def check_outputs(self) -> None:
         """Refuses networks whose classes are not those of the labels."""
@@ -98,17 +141,20 @@ class Task:
         """The number of logits of a role's network."""
         network = self.networks[role]
 
-        def outputs(rng, x):
-            return logits_of(network.apply(network.init(rng, x), x).output)
+        def outputs(rng, *x):
+            return logits_of(network.apply(network.init(rng, *x), *x).output)
 
-        return jax.eval_shape(outputs, jax.random.key(0), self.example).shape[-1]
+        return jax.eval_shape(outputs, jax.random.key(0), *self.examples(role)).shape[-1]
 
-    @functools.cached_property
-    def example(self) -> jax.Array:
-        """A batch of one input, for shapes: numbers, or ids of tokens."""
-        field = self.dataset.splits["train"].arrays()[self.input][:1]
-        tokens = np.issubdtype(field.dtype, np.signedinteger)
-        return jnp.zeros(field.shape, jnp.int32 if tokens else jnp.float32)
+    def examples(self, role: str) -> tuple[np.ndarray, ...]:
+        """The arguments of a role's network for a batch of one, for shapes."""
+        record = inputs(self.dataset.splits["train"][0], self.reads(role))
+
+        def zeros(x):  # bytes of images become floats in a batch
+            kept = np.asarray(x).dtype.kind in "bi"
+            return np.zeros((1, *np.shape(x)), np.asarray(x).dtype if kept else np.float32)
+
+        return tuple(map(zeros, record))
 
     def key(self, name: str) -> jax.Array:
         """A random key of this task that depends on nothing but the seed and the name."""
@@ -116,7 +162,7 @@ class Task:
 
     def variables(self, role: str) -> PyTree:
         """The initial variables of a role: the same for every method of a seed."""
-        return self.networks[role].init(self.key(f"variables of {role}"), self.example)
+        return self.networks[role].init(self.key(f"variables of {role}"), *self.examples(role))
 
     def stream(
         self,
@@ -155,7 +201,7 @@ class Task:
     def validation(self, role: str) -> Validation:
         """Scores a role on the validation split, and keeps the best."""
         return Validation(
-            classification_metrics(role, self.networks[role], self.input),
+            classification_metrics(role, self.networks[role], self.reads(role)),
             self.sequential("validation"),
             self.validate_every,
         )
@@ -212,8 +258,11 @@ class Task:
                 "cache_teacher keeps one teacher output an example here, but the student's views "
                 "are augmented: take the augmentation away, or the cache"
             )
+        size = len(self.dataset.splits["train"]), self.num_outputs("teacher")
         found = yield Compute(
-            "teacher_logits", lambda rng: {"logits": self.predict("teacher", teacher, "train")}
+            "teacher_logits",
+            lambda rng: {"logits": self.predict("teacher", teacher, "train")},
+            shapes={"logits": jax.ShapeDtypeStruct(size, jnp.float32)},
         )
         return {}, {"teacher_logits": found["logits"]}
 
@@ -228,19 +277,21 @@ class Task:
     def taught_views(self, teacher: PyTree) -> Taught:
         """The student's batches with the teacher's logits of the very views that it sees.
 
-        The logits lie under `KDJAX_DATA_DIR`, by the teacher's weights and computation, the images
-        and what is done to them: one float32 entry for each example of each step, that is
+        The logits lie under `KDJAX_DATA_DIR`, by the teacher's weights and computation, what it
+        reads and what is done to that: one float32 entry for each example of each step, that is
         `steps * batch_size`, or one an example and epoch. They are computed where they are
         missing: after a kill, or for more steps. Another seed of the task has other views and a
         cache of its own.
         """
         training, split = self.training["student"], self.dataset.splits["train"]
         stream, teacher = self.stream("student"), gather(teacher)
-        fields = [self.input, "id", "epoch"]
+        reads, records = self.reads("teacher"), split.arrays()
+        seen = {name: records[name] for name in ((reads,) if isinstance(reads, str) else reads)}
+        fields = [*seen, "id", "epoch"]
         if "mixup" in [augmentation.name for augmentation in augmentations(training.augment)]:
-            fields += [f"partner_{self.input}", "partner_id"]
+            fields += ["partner_image", "partner_id"]
         forward = _logits(self.networks["teacher"])
-        computation = forward.lower(teacher, self.example).as_text()
+        computation = forward.lower(teacher, *self.examples("teacher")).as_text()
         contents = Contents(
             "dense",
             self.num_outputs("teacher"),
@@ -248,13 +299,12 @@ class Task:
             tuple(fields),
             preprocessing=processing_of(stream),
         )
-        images = split.arrays()[self.input]
-        folder = data_dir() / "teacher_cache" / fingerprint([contents.to_json(), images])[:32]
+        folder = data_dir() / "teacher_cache" / fingerprint([contents.to_json(), seen])[:32]
         variables = jax.device_put(teacher)
         write_stream(
             folder,
             stream,
-            lambda batch: forward(variables, batch[self.input]),
+            lambda batch: forward(variables, *inputs(batch, reads)),
             contents,
             steps=training.steps,
             split=split,
@@ -267,7 +317,7 @@ class Task:
         On several hosts each computes all of them; all must call it.
         """
         stream = self.sequential(split)
-        forward = _forward(self.networks[role], stream.assemble, self.input)
+        forward = _forward(self.networks[role], stream.assemble, self.reads(role))
         variables, parts = gather(variables), []
         for item in stream.items(whole=True):
             logits, where = forward(variables, stream.table, item)
@@ -297,24 +347,24 @@ def _sequential(split: Split, mean, std):
 
 @functools.lru_cache(maxsize=64)
 def _logits(network: Network):
-    return jax.jit(lambda variables, x: logits_of(network.apply(variables, x).output))
+    return jax.jit(lambda variables, *x: logits_of(network.apply(variables, *x).output))
 
 
 @functools.lru_cache(maxsize=64)
-def _forward(network: Network, assemble, field: str):
+def _forward(network: Network, assemble, fields: Fields):
     def forward(variables, table, item):
         batch = assemble(table, item)
-        return logits_of(network.apply(variables, batch[field]).output), batch["where"]
+        return logits_of(network.apply(variables, *inputs(batch, fields)).output), batch["where"]
 
     return jax.jit(forward)
 
 
 @functools.lru_cache(maxsize=64)
-def classification_metrics(role: str, network: Network, field: str = "image"):
+def classification_metrics(role: str, network: Network, fields: Fields = "image"):
     """`(variables, batch) -> {accuracy, cross_entropy}` of a role, for a `Validation`."""
 
     def evaluate(variables, batch) -> dict[str, Term]:
-        logits = logits_of(network.apply(variables[role], batch[field]).output)
+        logits = logits_of(network.apply(variables[role], *inputs(batch, fields)).output)
         correct = jnp.argmax(logits, -1) == batch["label"]
         return {
             "accuracy": mean(correct.astype(jnp.float32), batch["where"]),

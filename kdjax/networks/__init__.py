@@ -1,8 +1,10 @@
 """Networks: two pure functions, whatever they were written in, and taps into their values."""
 
 from kdjax.networks.adapters import as_network
+from kdjax.networks.dual_encoder import DualEncoder, TextEncoder
 from kdjax.networks.functions import from_function
-from kdjax.networks.heads import ClassifierHead
+from kdjax.networks.fusion import Fusion
+from kdjax.networks.heads import ClassifierHead, InstanceTemperature
 from kdjax.networks.inheritance import inherit_weights
 from kdjax.networks.linen import from_linen
 from kdjax.networks.lora import LoRA, attach
@@ -46,7 +48,10 @@ __all__ = [
     "ConvRegressor",
     "Decoder",
     "DecoderConfig",
+    "DualEncoder",
     "FactorEncoder",
+    "Fusion",
+    "InstanceTemperature",
     "LinearEmbedding",
     "LoRA",
     "Network",
@@ -59,6 +64,7 @@ __all__ = [
     "SemCKDProjector",
     "SimKDProjector",
     "TextClassifier",
+    "TextEncoder",
     "Translator",
     "VIDHead",
     "ViT",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import jax
+import jax.numpy as jnp
 from flax import linen as nn
 
 from kdjax.networks.initializers import linear_bias, linear_kernel
@@ -40,3 +42,30 @@ class ClassifierHead(nn.Module):
 
     def _dense(self, width: int, fan_in: int, name: str) -> nn.Dense:
         return nn.Dense(width, kernel_init=linear_kernel, bias_init=linear_bias(fan_in), name=name)
+
+
+class InstanceTemperature(nn.Module):
+    """CTKD's temperature of each example, from both networks' logits.
+
+        theta_b = 1 + w . relu(W [t_b, s_b] + b)
+
+    for `losses.learned_temperature(losses.gradient_reversal(theta, scale=...))`. Every example
+    starts with the authors' theta of 1: w begins at 0. The logits are stopped, so that what is
+    learned here reaches the student through the temperature alone (Li et al. 2023,
+    arXiv:2211.16231; the width is not given there).
+
+    Attributes:
+      hidden: width of the hidden layer.
+    """
+
+    hidden: int = 128
+
+    @nn.compact
+    def __call__(
+        self, student_logits: jax.Array, teacher_logits: jax.Array, train: bool = False
+    ) -> jax.Array:
+        """`[B, C], [B, C] -> [B]`, theta."""
+        x = jax.lax.stop_gradient(jnp.concatenate([teacher_logits, student_logits], axis=-1))
+        x = nn.relu(nn.Dense(self.hidden, name="hidden")(x))
+        theta = nn.Dense(1, kernel_init=nn.initializers.zeros, name="theta")(x)
+        return 1 + theta[..., 0]

@@ -6,10 +6,13 @@ import dataclasses
 import difflib
 import functools
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from flax import linen as nn
 
+from kdjax.networks.dual_encoder import DualEncoder, TextEncoder
+from kdjax.networks.fusion import Fusion
 from kdjax.networks.linen import from_linen
 from kdjax.networks.mlp import MLP
 from kdjax.networks.network import Network
@@ -31,6 +34,8 @@ NAMES: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
     "vit": (ViT, {}),
     # The dimensions of DeiT-Ti, Touvron et al. 2021 (arXiv:2012.12877), with patches of 4.
     "vit_tiny": (ViT, {"width": 192, "depth": 12, "heads": 3}),
+    "fusion": (Fusion, {}),
+    "dual_encoder": (DualEncoder, {"image": "resnet8", "text": {}}),
 }
 TEXT: dict[str, type] = {"decoder": DecoderConfig, "text_classifier": TextClassifier}  # of tokens
 
@@ -43,16 +48,26 @@ def build(name: str, num_classes: int, **options: Any) -> Network:
     Args:
       name: one of `NAMES`, or `wrn_<depth>_<widen>` of any depth 6n + 4 and width, or one of
         `TEXT`.
-      num_classes: C, at least 1; the vocabulary of a decoder.
+      num_classes: C, at least 1; the vocabulary of a decoder or a dual encoder.
       **options: attributes of the module that differ from what the name stands for; the fields of
-        `DecoderConfig` for a decoder.
+        `DecoderConfig` for a decoder. A network within (`encoders` of a fusion, `image` of a dual
+        encoder) is a name, or a mapping of `name` and options; `text` is options of `TextEncoder`.
 
     Raises:
       ValueError: unknown name or option (the nearest valid one is named), or a bad value.
 
     >>> build("resnet20", num_classes=10) is build("resnet20", num_classes=10)
     True
+    >>> both = build("fusion", 10, encoders=("resnet8", {"name": "mlp", "widths": (32,)}))
     """
+    module, options = _resolve(name, options)
+    if not isinstance(num_classes, int) or num_classes < 1:
+        raise ValueError(f"num_classes must be a positive integer, got {num_classes!r}")
+    return _build(module, num_classes, options)
+
+
+def _resolve(name: str, options: Mapping[str, Any]) -> tuple[type, tuple]:
+    """The class that a name stands for, and its options, checked and hashable."""
     if name in NAMES:
         module, preset = NAMES[name]
     elif match := re.fullmatch(r"wrn_(\d+)_(\d+)", name):
@@ -61,10 +76,8 @@ def build(name: str, num_classes: int, **options: Any) -> Network:
         module, preset = TEXT[name], {}
     else:
         raise ValueError(f"unknown network {name!r}; {_nearest(name, [*NAMES, *TEXT])}")
-    if not isinstance(num_classes, int) or num_classes < 1:
-        raise ValueError(f"num_classes must be a positive integer, got {num_classes!r}")
     fields = {field.name for field in dataclasses.fields(module)}
-    named = {"vocabulary"} if module is DecoderConfig else {"num_classes"}
+    named = {"num_classes"} if module is TextClassifier else {"num_classes", "vocabulary"}
     valid = sorted(fields - {"parent", "name"} - named)
     for option in options:
         if option not in valid:
@@ -72,15 +85,41 @@ def build(name: str, num_classes: int, **options: Any) -> Network:
     merged = {**preset, **options}
     if module is TextClassifier and "vocabulary" not in merged:
         raise ValueError(f"{name} needs the option 'vocabulary', the number of token ids")
+    if module is Fusion:
+        if not merged.get("encoders"):
+            raise ValueError("fusion needs encoders: names of networks, one a modality")
+        merged["encoders"] = [_within("encoders", x) for x in merged["encoders"]]
+    if module is DualEncoder:
+        merged["image"] = _within("image", merged["image"])
+        wrong = [x for x in merged["text"] if x not in TextEncoder.__dataclass_fields__]
+        if wrong:
+            raise ValueError(f"text of a dual encoder has no option {wrong[0]!r}")
+        merged["text"] = tuple(sorted(merged["text"].items()))
     frozen = {k: tuple(v) if isinstance(v, list) else v for k, v in merged.items()}
-    return _build(module, num_classes, tuple(sorted(frozen.items())))
+    return module, tuple(sorted(frozen.items()))
+
+
+def _within(where: str, given: Any) -> tuple[type, tuple]:
+    """An encoder inside another network, as `_resolve` gives it."""
+    options = {"name": given} if isinstance(given, str) else dict(given)
+    module, options = _resolve(str(options.pop("name", None)), options)
+    if module in (Fusion, DualEncoder, *TEXT.values()):
+        raise ValueError(f"{where} must name image networks, got {given!r}")
+    return module, options
 
 
 @functools.cache
 def _build(module: type, num_classes: int, options: tuple) -> Network:
     if module is DecoderConfig:
         return from_linen(Decoder(DecoderConfig(vocabulary=num_classes, **dict(options))))
-    return from_linen(module(num_classes, **dict(options)))
+    given = dict(options)
+    if module is Fusion:
+        given["encoders"] = tuple(kind(1, **dict(x)) for kind, x in given["encoders"])
+    if module is DualEncoder:
+        kind, inner = given.pop("image")
+        text = TextEncoder(num_classes, **dict(given.pop("text")))
+        return from_linen(DualEncoder(kind(1, **dict(inner)), text, **given))
+    return from_linen(module(num_classes, **given))
 
 
 def _nearest(word: str, valid) -> str:

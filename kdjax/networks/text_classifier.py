@@ -31,8 +31,8 @@ class TextClassifier(nn.Module):
       ValueError: what `DecoderConfig` refuses, or a dropout outside [0, 1).
 
     >>> network = TextClassifier(num_classes=2, vocabulary=9, width=8, num_layers=1, num_heads=2)
-    >>> tokens = jnp.array([[4, 2, 7], [5, -1, -1]])
-    >>> out, _ = network.init_with_output(jax.random.key(0), tokens)
+    >>> tokens, segments = jnp.array([[4, 2, 7], [5, 0, 0]]), jnp.array([[1, 1, 1], [1, 0, 0]])
+    >>> out, _ = network.init_with_output(jax.random.key(0), tokens, segments)
     >>> out["logits"].shape, out["features"].shape
     ((2, 2), (2, 8))
     """
@@ -66,33 +66,42 @@ class TextClassifier(nn.Module):
 
     @nn.compact
     def __call__(
-        self, tokens: Int[Array, "batch length"], train: bool = False
+        self,
+        tokens: Int[Array, "batch length"],
+        segments: Int[Array, "batch length"],
+        train: bool = False,
     ) -> dict[str, jax.Array]:
         """`[B, L] -> {"logits": [B, C], "features": [B, D]}`.
 
         Args:
-          tokens: ids in [0, V), and -1 where there is none, which neither sees nor is seen; an id
-            of V or more gives NaN. A row without tokens has features of 0.
+          tokens: ids in [0, V); an id outside gives NaN.
+          segments: 0 is padding, which neither sees nor is seen. A row of padding alone has
+            features of 0.
           train: whether dropout acts.
 
         Raises:
-          TypeError: tokens are not integers. ValueError: not [B, L], or longer than `max_length`.
+          TypeError: integers are needed. ValueError: not [B, L], or longer than `max_length`.
         """
-        if not jnp.issubdtype(tokens.dtype, jnp.integer):
-            raise TypeError(f"tokens must be integers, got dtype {tokens.dtype}")
+        for name, array in (("tokens", tokens), ("segments", segments)):
+            if not jnp.issubdtype(array.dtype, jnp.integer):
+                raise TypeError(f"{name} must be integers, got dtype {array.dtype}")
+        if tokens.shape != segments.shape:
+            raise ValueError(
+                f"segments must have the shape {tokens.shape} of tokens, got {segments.shape}"
+            )
         if tokens.ndim != 2 or tokens.shape[1] > self.max_length:
             raise ValueError(
                 f"tokens must be shaped [batch, length] with length <= {self.max_length}, "
                 f"got shape {tokens.shape}"
             )
-        config, where = self.blocks, tokens >= 0
+        config, where = self.blocks, segments > 0
         positions = jnp.maximum(jnp.cumsum(where, axis=1, dtype=jnp.int32) - 1, 0)
         tables = rotary_tables(positions, config.head_width, config.rope_base)
         seen = where[:, :, None] & where[:, None, :]
         drop = nn.Dropout(self.dropout, deterministic=not train)
         start = nn.initializers.normal(0.02)
         embed = nn.Embed(self.vocabulary, self.width, embedding_init=start, name="embedding")
-        x = drop(embed(jnp.maximum(tokens, 0)))
+        x = drop(embed(tokens))
         for layer in range(self.num_layers):
             x = DecoderBlock(config, name=f"block{layer}")(x, tables, seen)
         x = RMSNorm(config.norm_epsilon, name="final_norm")(x)

@@ -20,8 +20,10 @@ class EncoderBlock(nn.Module):
     dropout: float
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        """`[B, N, D] -> [B, N, D]`."""
+    def __call__(
+        self, x: jax.Array, train: bool = False, where: jax.Array | None = None
+    ) -> jax.Array:
+        """`[B, N, D] -> [B, N, D]`; nothing attends to places where `where` `[B, N]` is False."""
         width = x.shape[-1]
         attention = nn.MultiHeadDotProductAttention(
             self.heads,
@@ -30,7 +32,8 @@ class EncoderBlock(nn.Module):
             deterministic=not train,
             name="attention",
         )
-        h = attention(nn.LayerNorm(_EPSILON, name="norm1")(x), sow_weights=True)
+        mask = None if where is None else where[:, None, None, :]
+        h = attention(nn.LayerNorm(_EPSILON, name="norm1")(x), mask=mask, sow_weights=True)
         x = x + nn.Dropout(self.dropout, deterministic=not train)(h)
         h = nn.LayerNorm(_EPSILON, name="norm2")(x)
         xavier = nn.initializers.xavier_uniform()

@@ -6,6 +6,7 @@ from kdjax.training.journal import Recipe, run
 from kdjax.training.loop import Settings
 from kdjax.training.metrics import MetricWriter, read_metrics
 from kdjax.training.population import prefixed, together
+from kdjax.training.profiling import Profile
 from kdjax.training.progress import Display
 from kdjax.training.reports import NonFiniteLoss
 from kdjax.training.sharding import Layout, gather, make_mesh
@@ -37,6 +38,7 @@ __all__ = [
     "MetricWriter",
     "NonFiniteLoss",
     "Outcome",
+    "Profile",
     "Program",
     "Recipe",
     "Settings",

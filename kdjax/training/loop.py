@@ -16,6 +16,7 @@ import numpy as np
 from kdjax.training.checkpoint import Checkpoints
 from kdjax.training.interrupts import Interrupted, Interrupts
 from kdjax.training.metrics import MetricWriter
+from kdjax.training.profiling import Profile, Profiler
 from kdjax.training.progress import Display
 from kdjax.training.reports import Reports, check_parameters
 from kdjax.training.sharding import Layout, place
@@ -36,6 +37,7 @@ class Settings:
       keep: checkpoints of an unfinished stage that stay on disk.
       log_every: steps a line of metrics averages over.
       layout: mesh and partition rules.
+      profile: steps that are traced; None: none.
       on_step: called with (stage name, steps dispatched) after each step; for tests and tools.
     """
 
@@ -43,6 +45,7 @@ class Settings:
     keep: int = 2
     log_every: int = 50
     layout: Layout = dataclasses.field(default_factory=Layout)
+    profile: Profile | None = None
     on_step: Callable[[str, int], None] | None = None
 
     def __post_init__(self):
@@ -66,7 +69,11 @@ def stage_keys(stage: Stage, key: jax.Array) -> jax.Array:
 
 def abstract_state(stage: Stage, layout: Layout) -> State:
     """Shapes, types and shardings of a stage's state, without computing anything."""
-    shapes = jax.eval_shape(lambda: initial(stage))
+
+    def state(variables, memory):
+        return initial(dataclasses.replace(stage, variables=variables, memory=memory))
+
+    shapes = jax.eval_shape(state, dict(stage.variables), stage.memory)
     shardings = layout.state(stage, shapes)
     return jax.tree.map(
         lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where), shapes, shardings
@@ -173,6 +180,7 @@ def train(
         states = {n: streams[n].state() for n, stream in stage.data.items() if stream.stateful}
         checkpoints.save(step, state, {"pending": pending, "streams": states})
 
+    profiler = Profiler(settings.profile, stage.name, display)
     display.begin(stage.name, first, stage.steps)
     started, step, report = time.monotonic(), first, None
     try:
@@ -183,13 +191,16 @@ def train(
                 if bool(state.done):
                     break
                 _stop(stage, checkpoints, save, step - 1, interrupts.signal, display)
+            profiler.before(step, report)
             before = time.monotonic()
             raw = {name: next(stream) for name, stream in streams.items()}
+            ready = time.monotonic()
             # While an earlier step is still computed, the data was not waited for.
             idle = report is None or report.is_ready()
-            waited = time.monotonic() - before if idle else 0.0
+            waited = ready - before if idle else 0.0
             items = {name: layout.item(item, members[name]) for name, item in raw.items()}
             state, report = compiled.function(state, frozen, tables, items, steps, keys)
+            reports.clock.add(ready - before, time.monotonic() - ready)
             if stage.program.stop is not None:
                 flags.append(jnp.copy(state.done))
                 flags = flags[-1 - _LAG :]
@@ -214,6 +225,7 @@ def train(
         check_parameters(stage, state, step)
     finally:
         display.close()
+        profiler.close(report)
     jax.block_until_ready(state)
     seconds = time.monotonic() - started
     display.end(f"{step} steps in {seconds:.1f} s")

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kdjax.training.profiling import Clock
 from kdjax.training.stage import Stage
 from kdjax.training.state import State
 
@@ -25,6 +26,7 @@ class Reports:
         self._metrics, self._display = metrics, display
         self._open = [np.asarray(row, np.float32) for row in pending]  # of the unfinished window
         self._closed: tuple | None = None
+        self.clock = Clock()
         self._time, self._waited = time.monotonic(), 0.0
 
     def add(self, step: int, report: jax.Array, waited: float) -> None:
@@ -40,11 +42,13 @@ class Reports:
             return
         self.write()
         now = time.monotonic()
-        self._closed = (step, self._open, self._waited, now - self._time)
+        self._closed = (step, self._open, self._waited, now - self._time, self.clock.take())
         self._open, self._waited, self._time = [], 0.0, now
 
     def read(self, step: int, rows: list) -> list[np.ndarray]:
+        began = time.monotonic()
         rows = jax.device_get(rows)
+        self.clock.blocked += time.monotonic() - began
         for i, row in enumerate(rows):
             if not np.all(np.isfinite(row)):
                 self._fail(step - len(rows) + i + 1, row)
@@ -71,12 +75,13 @@ class Reports:
         """Writes the window that was ended; the last one lasts until it is computed."""
         if self._closed is None:
             return
-        (step, rows, waited, seconds), self._closed = self._closed, None
+        (step, rows, waited, seconds, parts), self._closed = self._closed, None
         rows = self.read(step, rows)
         total = np.sum(np.asarray(rows, np.float64), axis=0)
         count = len(rows)
         if last:
             seconds += time.monotonic() - self._time
+            parts["blocked"] += 1000 * self.clock.blocked / count
         values: dict[str, Any] = {}
         for i, name in enumerate(self._names):
             sums, weights = total[..., i, 0], total[..., i, 1]
@@ -88,6 +93,8 @@ class Reports:
             size = sum(stream.batch_size for stream in self._stage.data.values())
         values["examples_per_second"] = count * size * members / seconds
         values["stall"] = waited / seconds
+        parts |= {"step": 1000 * seconds / count, "device": 1000 * (seconds - waited) / count}
+        values |= {f"time/{name}": value for name, value in parts.items()}
         self._metrics.write(self._stage.name, step, "train", values)
         losses = [x for name, x in values.items() if name.rpartition("/")[2] == "loss"]
         loss = float(np.mean(losses[0])) if losses else float("nan")

@@ -271,11 +271,14 @@ class Compute:
       name: unique in a run.
       function: `(numpy Generator, *arguments) -> {name: array}`.
       arguments: arrays, or outcomes of earlier stages.
+      shapes: what it returns, where that is known before it runs and the recipe reads no values
+        of it: a plan of the recipe (`planning.py`) then goes on past it. None: it ends there.
     """
 
     name: str
     function: Callable[..., Mapping[str, np.ndarray]]
     arguments: tuple = ()
+    shapes: Mapping[str, jax.ShapeDtypeStruct] | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -83,3 +83,17 @@ def test_arrays_that_cannot_be_used_are_refused(case):
     make, message = REFUSED[case]
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_a_long_tail_falls_off_exponentially_and_loses_no_class():
+    labels = np.arange(1000) % 10
+    whole = Split.of({"label": labels, "row": np.arange(1000)}, "tiny")
+    part = whole.long_tailed(50, seed=0)
+    expected = np.floor(100 * 50.0 ** (-np.arange(10) / 9))
+    assert np.bincount(part.labels()).tolist() == expected.tolist()
+    assert (labels[part.arrays()["row"]] == part.labels()).all()
+    rows = [set(whole.long_tailed(50, seed).arrays()["row"]) for seed in (0, 0, 1)]
+    assert rows[0] == rows[1] != rows[2]
+    assert np.bincount(whole.long_tailed(1e6, seed=0).labels()).min() == 1
+    with pytest.raises(ValueError, match=r"imbalance must be at least 1, got 0\.5"):
+        whole.long_tailed(0.5, seed=0)

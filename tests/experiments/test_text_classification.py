@@ -10,9 +10,7 @@ import pytest
 from configs.text_classification import compare_sinkd, sst2
 from experiments import tasks
 from experiments.configuration import ConfigError
-from kdjax import data
-from kdjax.data.corpora import Corpus, Document
-from kdjax.data.tokenizers import ByteTokenizer, train_word_tokenizer
+from kdjax.data.tokenizers import train_word_tokenizer
 from kdjax.methods import dual_head_kd, kd, plackett_luce, sinkd, supervised
 from kdjax.training import run
 
@@ -54,7 +52,7 @@ def config(tmp_path):
 @pytest.mark.slow
 def test_methods_of_classification_learn_from_labelled_text(config):
     task = tasks.task(config)
-    assert (task.input, task.dataset.class_names) == ("tokens", ("0", "1"))
+    assert (task.reads("student"), task.dataset.class_names) == (("tokens", "segments"), ("0", "1"))
     assert len(task.dataset.splits["train"]) == 200
     teacher = run(supervised.teacher(task))
     taught = task.with_teacher(teacher)
@@ -72,17 +70,6 @@ def test_every_method_of_classification_reads_labelled_text(config):
     for module in (kd, supervised, plackett_luce, dual_head_kd):
         found = run(module.recipe(taught, module.Config()))
         assert taught.scores("student", found.last, None)["accuracy"] > 0.9, module.__name__
-
-
-def test_rows_are_texts_with_their_end_and_nothing_after(config):
-    rows, tokenizer = tasks.dataset(config)
-    arrays = rows.splits["test"].arrays()
-    corpus = data.load_text(config.data.name, **config.data.options)
-    for row, document in zip(arrays["tokens"], corpus.splits["test"]):
-        expected = [*tokenizer.encode(document.text), tokenizer.end]
-        assert row[: len(expected)].tolist() == expected
-        assert (row[len(expected) :] == -1).all()
-    assert arrays["label"].tolist() == [d.label for d in corpus.splits["test"]]
 
 
 def test_a_user_without_the_file_is_told_what_it_is_in_one_line(config):
@@ -106,12 +93,6 @@ def test_networks_that_read_no_tokens_are_refused(config):
     config.teacher.network.name = "mlp"
     with pytest.raises(ConfigError, match="mlp has no option"):
         tasks.task(config)
-
-
-def test_a_text_without_labels_makes_no_classes():
-    corpus = Corpus.of([Document(f"text {i}") for i in range(40)], "plain")
-    with pytest.raises(ValueError, match="plain has no labels"):
-        data.labelled_dataset(corpus, ByteTokenizer(), 16)
 
 
 def test_words_are_counted_in_lower_case_and_the_others_are_one():

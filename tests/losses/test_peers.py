@@ -76,6 +76,21 @@ def torch_ft(p, reduction):
     return lambda s, t: loss({"m": {"output": s}}, {"m": {"output": t}})
 
 
+def torch_fsp(student, teacher):
+    """The first layer is the map, the second a part of it, of another size in each network."""
+    path = {"path": "m", "io": "output"}, {"path": "n", "io": "output"}
+    sides = zip(("first", "second") * 2, ("student",) * 2 + ("teacher",) * 2, path * 2)
+    loss = mid_level.FSPLoss({"pair": {f"{side}_{layer}": p for layer, side, p in sides}})
+    students = {"m": {"output": student}, "n": {"output": student[:, :2, :3]}}
+    return loss(students, {"m": {"output": teacher}, "n": {"output": teacher[:, :2, :, 1:]}})
+
+
+def fsp(student, teacher):
+    return torchdistill.fsp_loss(
+        student, student[:, :2, :3], teacher, jnp.asarray(teacher)[:, :2, :, 1:]
+    )
+
+
 def torch_jsd(beta):
     def loss(student, teacher):
         q, p = student.softmax(-1), teacher.softmax(-1)
@@ -188,6 +203,7 @@ for exponent, reduction in ((1.0, "batchmean"), (4.0, "mean"), (0.5, "sum")):
         with_options(torch_srd, **options),
     )
 CASES |= {
+    "FSPLoss": (EQUAL_MAPS, fsp, torch_fsp),
     "PKTLoss": (VECTORS, torchdistill.pkt_loss, module("PKTLoss", *LOGIT_PATHS)),
     "VIDLoss": (
         EQUAL_MAPS,

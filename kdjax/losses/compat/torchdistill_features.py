@@ -136,6 +136,81 @@ def rkd_loss(
     return dist_factor * distance + angle_factor * angle
 
 
+def fsp_loss(
+    student_first: Float[Array | ndarray, "batch first_channels h1 w1"],
+    student_second: Float[Array | ndarray, "batch second_channels h2 w2"],
+    teacher_first: Float[Array | ndarray, "batch first_channels h3 w3"],
+    teacher_second: Float[Array | ndarray, "batch second_channels h4 w4"],
+) -> Loss:
+    """torchdistill's `FSPLoss` of one pair of layers: lengths of columns in place of squares.
+
+        L = 1/B sum_bj |(G_s - G_t)_b.j|_2,   G_ij = mean over positions of first_i second_j
+
+    with G that of `fsp_matrix`, transposed, but for the larger map, which is max-pooled to the
+    smaller.
+
+    Args:
+      student_first: the layer nearer the input, floats [batch, channels, height, width].
+        Differentiated.
+      student_second: a later layer, floats [batch, channels, height, width]. Differentiated.
+      teacher_first: floats [batch, channels of student_first, height, width]. Stopped.
+      teacher_second: floats [batch, channels of student_second, height, width]. Stopped.
+
+    Returns:
+      Scalar, >= 0.
+
+    Raises:
+      ValueError: another rank, batches or channels that differ. TypeError: maps that are not
+        floats.
+
+    Source: Yim et al. 2017 (CVPR, a gift from knowledge distillation); Matsubara 2021,
+    arXiv:2011.12913.
+
+    >>> import jax.numpy as jnp
+    >>> ones = jnp.ones((1, 1, 2, 2))
+    >>> fsp_loss(ones, 3 * ones, ones, ones).item()
+    2.0
+    """
+    maps = dict(
+        student_first=student_first,
+        student_second=student_second,
+        teacher_first=teacher_first,
+        teacher_second=teacher_second,
+    )
+    checks.shaped(
+        {
+            "student_first": "batch first_channels h1 w1",
+            "student_second": "batch second_channels h2 w2",
+            "teacher_first": "batch first_channels h3 w3",
+            "teacher_second": "batch second_channels h4 w4",
+        },
+        **maps,
+    )
+    first, second, teacher_first, teacher_second = layout.channels_last(**maps)
+    target = jax.lax.stop_gradient(
+        features.fsp_matrix(*_max_matched(teacher_first, teacher_second))
+    )
+    gap = features.fsp_matrix(*_max_matched(first, second)) - target
+    return jnp.sum(_root(jnp.sum(gap**2, axis=2))) / len(first)
+
+
+def _max_matched(first: Array, second: Array) -> tuple[Array, Array]:
+    """Two maps [batch, height, width, channels] in one size, as PyTorch's adaptive max-pooling."""
+    for axis in (1, 2):
+        size = min(first.shape[axis], second.shape[axis])
+
+        def pool(x: Array, axis: int = axis, size: int = size) -> Array:
+            length = x.shape[axis]
+            if length == size:
+                return x
+            edges = [(i * length // size, -(-(i + 1) * length // size)) for i in range(size)]
+            parts = [jax.lax.slice_in_dim(x, *edge, axis=axis).max(axis) for edge in edges]
+            return jnp.stack(parts, axis)
+
+        first, second = pool(first), pool(second)
+    return first, second
+
+
 def ft_loss(
     translator_outputs: Examples,
     teacher_paraphraser_outputs: Examples,

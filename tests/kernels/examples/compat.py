@@ -86,6 +86,24 @@ EXAMPLES = {
         Refused({"mode": "pape"}, "mode must be one of 'code', 'paper'"),
         mode="paper",
     ),
+    "compat.torchdistill.fsp_loss": Example(
+        torchdistill.fsp_loss,
+        draw(
+            student_first=normal(4, 2, 5, 4),
+            student_second=normal(4, 3, 2, 3),
+            teacher_first=normal(4, 2, 4, 4),
+            teacher_second=normal(4, 3, 4, 2),
+        ),
+        differentiated=("student_first", "student_second"),
+        extreme=("student_first", "student_second", "teacher_first", "teacher_second"),
+        batched=("student_first", "student_second", "teacher_first", "teacher_second"),
+        refused=(
+            Refused(
+                {"teacher_second": np.zeros((4, 2, 4, 2), np.float32)},
+                "teacher_second must be shaped .* with second_channels = 3 as in student_second",
+            ),
+        ),
+    ),
     "compat.torchdistill.cckd_loss": of_features(
         torchdistill.cckd_loss,
         ("student_linear_outputs", (4, 3)),

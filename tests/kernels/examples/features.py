@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from kdjax.losses import feature_levels, features, pooling, preactivations
+from kdjax.losses import feature_levels, features, pooling, preactivations, singular_vectors
 from kernels.examples.example import Example, Refused, draw, normal
 
 STUDENT, TEACHER = "student_features", "teacher_features"
@@ -153,6 +153,30 @@ EXAMPLES = {
                 "teacher_bottom .* with bottom_channels = 3 as in student_bottom, got shape",
             ),
             Refused({"teacher_top": normal_array(2, 3, 3, 3)}, "with top_channels = 2"),
+        ),
+    ),
+    "kdsvd": Example(
+        singular_vectors.kdsvd,
+        draw(
+            student_bottom=normal(2, 4, 2, 3),
+            student_top=normal(2, 2, 2, 4),
+            teacher_bottom=normal(2, 3, 3, 3),
+            teacher_top=normal(2, 3, 3, 4),
+        ),
+        {"num_vectors": 2},
+        differentiated=("student_bottom", "student_top"),
+        extreme=FSP,
+        batched=FSP,
+        refused=(
+            Refused(
+                {"teacher_bottom": normal_array(2, 3, 3, 4)},
+                "teacher_bottom .* with bottom_channels = 3 as in student_bottom, got shape",
+            ),
+            Refused({"num_vectors": 0}, "num_vectors must be >= 1, got 0"),
+            Refused(
+                {"num_vectors": 4},
+                "num_vectors must be at most the 3 singular vectors of student_bottom",
+            ),
         ),
     ),
     "nst": pair_of_maps(features.nst),
