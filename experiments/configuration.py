@@ -162,10 +162,15 @@ def dataset(fields: Mapping[str, Any]) -> data.Dataset:
     return found
 
 
-def task(config: ml_collections.ConfigDict, found: data.Dataset | None = None) -> Task:
+def task(
+    config: ml_collections.ConfigDict,
+    found: data.Dataset | None = None,
+    **of_data: Any,
+) -> Task:
     """The task of a config, its teacher given where the config names a checkpoint.
 
-    `found` spares reading the data set again.
+    `found` spares reading the data set again; `of_data` are the options of all networks that
+    follow from the data.
     """
     only("config", config, FIELDS)
     finite("config", config)
@@ -178,7 +183,7 @@ def task(config: ml_collections.ConfigDict, found: data.Dataset | None = None) -
         options = dict(fields["network"])
         name = options.pop("name")
         try:
-            nets[role] = networks.build(name, num_classes=found.num_classes, **options)
+            nets[role] = networks.build(name, num_classes=found.num_classes, **options, **of_data)
         except (ValueError, TypeError) as error:
             raise ConfigError(f"config.{role}.network: {error}") from error
         trainings[role] = training(f"config.{role}.training", fields["training"])

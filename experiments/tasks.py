@@ -3,33 +3,49 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import ModuleType
 from typing import Any
 
 import ml_collections
 
-from experiments import configuration, language_configuration, retrieval_configuration
+from experiments import (
+    configuration,
+    language_configuration,
+    retrieval_configuration,
+    text_classification_configuration,
+)
 from kdjax import methods
 from kdjax.methods.task import Task
 
-MODULES = {"language": language_configuration, "retrieval": retrieval_configuration}
+KINDS = {language_configuration: "language", retrieval_configuration: "retrieval"}
+
+
+def _reader(config: ml_collections.ConfigDict) -> ModuleType:
+    """What reads the config: images may have captions; text with labels is to be classified, other
+    text to be predicted."""
+    if "captions" in config.data:
+        return retrieval_configuration
+    if "tokenizer" not in config.data:
+        return configuration
+    if config.data.get("options", {}).get("label"):
+        return text_classification_configuration
+    return language_configuration
 
 
 def kind(config: ml_collections.ConfigDict) -> str:
-    """What methods know its task by: a text has a tokenizer, images may have captions."""
-    if "tokenizer" in config.data:
-        return "language"
-    return "retrieval" if "captions" in config.data else "classification"
+    """What methods know its task by."""
+    return KINDS.get(_reader(config), "classification")
 
 
 def dataset(config: ml_collections.ConfigDict) -> Any:
     """What `task` reads again and again: the data set, and the tokenizer of a text."""
-    module = MODULES.get(kind(config))
-    return configuration.dataset(config.data) if module is None else module.dataset(config)
+    reader = _reader(config)
+    return reader.dataset(config.data if reader is configuration else config)
 
 
 def task(config: ml_collections.ConfigDict, found: Any = None) -> Task:
     """The task of a config; `found` is what `dataset` gave."""
-    return MODULES.get(kind(config), configuration).task(config, found)
+    return _reader(config).task(config, found)
 
 
 def method(config: ml_collections.ConfigDict, fields: Mapping[str, Any], where: str):

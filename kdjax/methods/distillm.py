@@ -258,5 +258,11 @@ def recipe(task: LanguageTask, config: Config) -> Generator:
             {n: task.dataset.splits["train"].arrays()[n][:1] for n in rollouts.ROW}, config.capacity
         ),
     }
-    outcome = yield from task.distill(step, teacher, memory=memory, streams=streams)
+    outcome = yield from task.distill(
+        step,
+        teacher,
+        memory=memory,
+        streams=streams,
+        examples=prompted.examples(training, config.corpus_weight),
+    )
     return Trained.of(outcome, "student")

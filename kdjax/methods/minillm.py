@@ -279,5 +279,11 @@ def recipe(task: LanguageTask, config: Config) -> Generator:
         **prompted.corpus(task, config.corpus_weight),
     }
     memory = empty_round(task, config)
-    outcome = yield from task.distill(step, teacher, memory=memory, streams=streams)
+    outcome = yield from task.distill(
+        step,
+        teacher,
+        memory=memory,
+        streams=streams,
+        examples=prompted.examples(training, config.corpus_weight),
+    )
     return Trained.of(outcome, "student")

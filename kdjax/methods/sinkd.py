@@ -378,12 +378,12 @@ def recipe(task: Task, config: Config) -> Generator:
     reads = task.reads("student"), task.reads("teacher")
     evaluate = validation_metrics(*networks, training.batch_size, config, *reads)
     # The plan on the validation split needs the teacher, even where its training logits are kept.
-    _, fields = yield from task.taught(teacher)
+    _, train = yield from task.taught_stream(teacher)
     outcome = yield Stage(
         "distill",
         program(*networks, training, config, *reads),
         {"student": task.start("student"), "teacher": teacher},
-        {"train": task.stream("student", fields=fields)},
+        {"train": train},
         training.steps,
         validation=dataclasses.replace(task.validation("student"), evaluate=evaluate),
     )

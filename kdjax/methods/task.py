@@ -18,7 +18,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from kdjax import evaluation, losses
-from kdjax.data import Dataset, Split, resident, sequential
+from kdjax.data import Dataset, Split, augmentations, resident, sequential
+from kdjax.data.prepared import data_dir
+from kdjax.data.teacher_cache import (
+    Contents,
+    TeacherCache,
+    fingerprint,
+    processing_of,
+    write_stream,
+)
+from kdjax.data.teacher_cache_stream import Taught
 from kdjax.networks import Network, logits_of
 from kdjax.training import (
     Compute,
@@ -70,8 +79,9 @@ class Task:
       validate_every: steps between two looks at the validation split.
       given: role -> trained variables; a role that is here is not trained.
       mean, std: what images are normalised with; None: they stay in [0, 1].
-      cache_teacher: the teacher is run once over the training split, before the first step,
-        instead of in every step; for a student that sees the images as they are.
+      cache_teacher: the teacher is run before the first step instead of in every step: once over
+        the training split where the student sees the images as they are, else over every view that
+        it will see, which are kept on disk (`taught_views`).
     """
 
     dataset: Dataset
@@ -93,11 +103,6 @@ class Task:
     shown: ClassVar[tuple[str, ...]] = ("accuracy", "agreement", "ece")
 
     def __post_init__(self):
-        if self.cache_teacher and self.training["student"].augment:
-            raise ValueError(
-                "cache_teacher keeps one teacher output an example, but the student's views are "
-                "augmented: take the augmentation away, or the cache"
-            )
         for role, training in self.training.items():
             size = len(self.dataset.splits["train"])
             if training.batch_size > size:
@@ -227,6 +232,7 @@ class Task:
         extra: Mapping[str, PyTree] = NOTHING,
         memory: PyTree = None,
         streams: Mapping[str, Any] | None = None,
+        examples: int | None = None,
     ) -> Generator:
         """The stage `distill`: a fresh student, taught by `teacher` on the stream `train`.
 
@@ -237,17 +243,23 @@ class Task:
           extra: further roles of the program.
           memory: what the program keeps besides variables, at the start; None: nothing.
           streams: what it reads; None: the stream `train` of the student.
+          examples: how many of them a step trains on, where that is not all.
         """
-        taught, fields = yield from self.taught(teacher)
+        if streams is None:
+            taught, train = yield from self.taught_stream(teacher)
+            streams = {"train": train}
+        else:
+            taught, _ = yield from self.taught(teacher)
         return (
             yield Stage(
                 "distill",
                 program,
                 {"student": self.start("student"), **taught, **extra},
-                streams or {"train": self.stream("student", fields=fields)},
+                streams,
                 self.training["student"].steps,
                 memory={} if memory is None else memory,
                 validation=self.validation("student"),
+                examples=examples,
             )
         )
 
@@ -260,6 +272,11 @@ class Task:
         """`(roles, fields)`: the teacher as a frozen role, or its outputs as fields of `train`."""
         if not self.cache_teacher:
             return {"teacher": teacher}, {}
+        if self.training["student"].augment:
+            raise ValueError(
+                "cache_teacher keeps one teacher output an example here, but the student's views "
+                "are augmented: take the augmentation away, or the cache"
+            )
         size = len(self.dataset.splits["train"]), self.num_outputs("teacher")
         found = yield Compute(
             "teacher_logits",
@@ -267,6 +284,51 @@ class Task:
             shapes={"logits": jax.ShapeDtypeStruct(size, jnp.float32)},
         )
         return {}, {"teacher_logits": found["logits"]}
+
+    def taught_stream(self, teacher: PyTree) -> Generator:
+        """`(roles, stream)`: the student's batches, and the teacher as a frozen role or in them."""
+        if self.cache_teacher and self.training["student"].augment:
+            yield from ()
+            return {}, self.taught_views(teacher)
+        roles, fields = yield from self.taught(teacher)
+        return roles, self.stream("student", fields=fields)
+
+    def taught_views(self, teacher: PyTree) -> Taught:
+        """The student's batches with the teacher's logits of the very views that it sees.
+
+        The logits lie under `KDJAX_DATA_DIR`, by the teacher's weights and computation, what it
+        reads and what is done to that: one float32 entry for each example of each step, that is
+        `steps * batch_size`, or one an example and epoch. They are computed where they are
+        missing: after a kill, or for more steps. Another seed of the task has other views and a
+        cache of its own.
+        """
+        training, split = self.training["student"], self.dataset.splits["train"]
+        stream, teacher = self.stream("student"), gather(teacher)
+        reads, records = self.reads("teacher"), split.arrays()
+        seen = {name: records[name] for name in ((reads,) if isinstance(reads, str) else reads)}
+        fields = [*seen, "id", "epoch"]
+        if "mixup" in [augmentation.name for augmentation in augmentations(training.augment)]:
+            fields += ["partner_image", "partner_id"]
+        forward = _logits(self.networks["teacher"])
+        computation = forward.lower(teacher, *self.examples("teacher")).as_text()
+        contents = Contents(
+            "dense",
+            self.num_outputs("teacher"),
+            fingerprint({"computation": computation, "variables": teacher}),
+            tuple(fields),
+            preprocessing=processing_of(stream),
+        )
+        folder = data_dir() / "teacher_cache" / fingerprint([contents.to_json(), seen])[:32]
+        variables = jax.device_put(teacher)
+        write_stream(
+            folder,
+            stream,
+            lambda batch: forward(variables, *inputs(batch, reads)),
+            contents,
+            steps=training.steps,
+            split=split,
+        )
+        return TeacherCache(folder, contents).stream(stream, split)
 
     def predict(self, role: str, variables: PyTree, split: str = "test") -> np.ndarray:
         """The logits of every example of a split, `[N, C]`, in evaluation mode.
@@ -300,6 +362,11 @@ def _sequential(split: Split, mean, std):
     """One stream a split, so that its table is on the device once; every device gets examples."""
     devices = jax.device_count()
     return sequential(split, -(-min(256, len(split)) // devices) * devices, mean=mean, std=std)
+
+
+@functools.lru_cache(maxsize=64)
+def _logits(network: Network):
+    return jax.jit(lambda variables, *x: logits_of(network.apply(variables, *x).output))
 
 
 @functools.lru_cache(maxsize=64)

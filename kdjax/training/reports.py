@@ -98,8 +98,10 @@ class Reports:
                 )
         values |= counted
         members = max(len(self._stage.seeds), 1)
-        size = sum(stream.batch_size for stream in self._stage.data.values()) * members
-        values["examples_per_second"] = count * size / seconds
+        size = self._stage.examples
+        if size is None:
+            size = sum(stream.batch_size for stream in self._stage.data.values())
+        values["examples_per_second"] = count * size * members / seconds
         values["stall"] = waited / seconds
         parts |= {"step": 1000 * seconds / count, "device": 1000 * (seconds - waited) / count}
         values |= {f"time/{name}": value for name, value in parts.items()}

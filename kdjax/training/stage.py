@@ -303,6 +303,8 @@ class Stage:
       seeds: empty for one member. Else the stage trains one member a seed together under `vmap`,
         and live variables, memory and whatever is not in `shared` have a leading axis of members.
       shared: frozen roles and streams (by name) that all members have in common.
+      examples: how many a step trains on, for its reported speed. None: all that its streams bring,
+        which is more where a step only reads some of them, or reads them now and then.
       origin: (seed, name) that the random numbers come from, instead of the run's seed and the
         stage's name: a stage of another recipe, run within this one.
     """
@@ -318,6 +320,11 @@ class Stage:
     seeds: tuple[int, ...] = ()
     shared: frozenset[str] = frozenset()
     origin: tuple[int, str] | None = None
+    examples: int | None = None
+
+    def __post_init__(self):
+        if self.examples is not None and self.examples < 1:
+            raise ValueError(f"stage {self.name!r}: examples must be positive, got {self.examples}")
 
 
 @dataclasses.dataclass(frozen=True)
