@@ -314,6 +314,7 @@ def program(
         ("student",),
         training.transformation,
         microbatches=training.microbatches,
+        loss_scale=training.scaling,
         after=follow if averaged else None,
     )
     carries = ("teacher",) if averaged else ()

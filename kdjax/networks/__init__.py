@@ -16,6 +16,7 @@ from kdjax.networks.network import (
     logits_of,
 )
 from kdjax.networks.nnx import from_nnx
+from kdjax.networks.precision import PRECISIONS, in_precision
 from kdjax.networks.projectors import (
     ABF,
     ConvRegressor,
@@ -41,6 +42,7 @@ __all__ = [
     "ABF",
     "MLP",
     "NAMES",
+    "PRECISIONS",
     "Applied",
     "ClassifierHead",
     "ConvRegressor",
@@ -72,6 +74,7 @@ __all__ = [
     "from_function",
     "from_linen",
     "from_nnx",
+    "in_precision",
     "inherit_weights",
     "logits_of",
 ]

@@ -4,6 +4,7 @@ from kdjax.training.checkpoint import CheckpointError, load_variables, save_vari
 from kdjax.training.interrupts import Interrupted
 from kdjax.training.journal import Recipe, run
 from kdjax.training.loop import Settings
+from kdjax.training.loss_scale import LossScale
 from kdjax.training.metrics import MetricWriter, read_metrics
 from kdjax.training.population import prefixed, together
 from kdjax.training.profiling import Profile
@@ -35,6 +36,7 @@ __all__ = [
     "Evaluation",
     "Interrupted",
     "Layout",
+    "LossScale",
     "MetricWriter",
     "NonFiniteLoss",
     "Outcome",

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import traverse_util
 
+from kdjax.training.loss_scale import begin
 from kdjax.training.stage import PyTree, Stage, Variables
 
 
@@ -95,7 +96,7 @@ def initial(stage: Stage) -> State:
 
     def optimizers(variables):
         return tuple(
-            update.optimizer(first).init(pick(variables, update.trains))
+            begin(update.loss_scale, update.optimizer(first).init(pick(variables, update.trains)))
             for update in program.updates
         )
 

@@ -101,5 +101,5 @@ def test_every_deep_network_takes_less_temporary_memory(name, shape, options):
 
 @pytest.mark.parametrize("name", ["vit", "resnet8", "wrn_10_1", "decoder"])
 def test_a_policy_that_does_not_exist_is_refused(name):
-    with pytest.raises(ValueError, match="remat must be one of .*'dots_saveable'.*got 'dots'"):
+    with pytest.raises(ValueError, match=r"remat must be one of .*'dots_saveable'.*got 'dots'"):
         build(name, 5, remat="dots")
