@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 import math
 import os
@@ -20,6 +21,9 @@ from jax.sharding import PartitionSpec
 from experiments import hosts
 from kdjax import data, methods, networks
 from kdjax.methods.task import Task
+from kdjax.networks.precision import check_precision
+from kdjax.networks.quantization import TYPES, quantizable
+from kdjax.networks.rematerialization import check_remat
 from kdjax.training import (
     CheckpointError,
     Layout,
@@ -29,6 +33,7 @@ from kdjax.training import (
     make_mesh,
 )
 from kdjax.training.checkpoint import write_text
+from kdjax.training.loss_scale import LossScale
 from kdjax.training.optimizers import Training
 
 FIELDS = (
@@ -45,6 +50,16 @@ FIELDS = (
     "nonfinite_limit",
     "mesh",
     "sharding",
+)
+ROLE = (
+    "network",
+    "training",
+    "input",
+    "precision",
+    "remat",
+    "quantize",
+    "checkpoint",
+    "cached",
 )
 # Fields that do not change what is computed: a workdir may go on under other values of these. So
 # that a run which a loss has stopped can go on under another policy, that is one of them.
@@ -71,11 +86,14 @@ def defaults() -> ml_collections.ConfigDict:
     for role in ("teacher", "student"):
         config[role] = dict(
             network=dict(name="mlp"),
+            precision="float32",
+            remat="",
             training=dataclasses.asdict(Training()),
             input=("image",),
         )
     config.teacher.checkpoint = ""
     config.teacher.cached = False
+    config.teacher.quantize = ""
     config.method = dict(name="kd")
     config.validate_every = 100
     config.checkpoint_every = 200
@@ -120,6 +138,54 @@ def training(where: str, fields: Mapping[str, Any]) -> Training:
         return Training(**{**fields, "augment": augment})
     except (ValueError, TypeError) as error:
         raise ConfigError(f"{where}: {error}") from error
+
+
+def computation(role: str, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Checks a role's `precision`, `remat` and `quantize`; what its network takes of them."""
+    where, options = f"config.{role}", fields["network"]
+    for name, ours in (("dtype", "precision"), ("remat", "remat")):
+        if name in options:
+            raise ConfigError(f"{where}.network.{name}: say it in {where}.{ours}")
+    for name, check in (("precision", check_precision), ("remat", check_remat)):
+        try:
+            check(fields[name])
+        except ValueError as error:
+            raise ConfigError(f"{where}.{error}") from error
+    quantize = fields.get("quantize", "")
+    if quantize and role != "teacher":
+        raise ConfigError(
+            f"{where}.quantize={quantize!r}: the {role} is trained; only a frozen "
+            "teacher's weights can be quantised"
+        )
+    if quantize not in ("", *TYPES):
+        raise ConfigError(f"{where}.quantize must be one of {('', *TYPES)}, got {quantize!r}")
+    if quantize and importlib.util.find_spec("qwix") is None:
+        raise ConfigError(
+            f"{where}.quantize={quantize!r} needs Qwix: pip install 'kdjax[quantization]'"
+        )
+    if not fields["remat"]:
+        return {}
+    if options["name"] == "mlp":
+        raise ConfigError(f"{where}.remat={fields['remat']!r}: an mlp has no blocks")
+    return {"remat": fields["remat"]}
+
+
+def scaled(found: Training, fields: Mapping[str, Any]) -> Training:
+    """The training of a role, its loss scaled where it computes in float16 and says nothing."""
+    if fields["precision"] != "float16" or found.loss_scale:
+        return found
+    return dataclasses.replace(found, loss_scale=LossScale().initial)
+
+
+def teacher_weights(config: ml_collections.ConfigDict) -> str:
+    """What the teacher's matrices are kept in: its `quantize`, or else its `precision`."""
+    kind = config.teacher.quantize or config.teacher.precision
+    if config.teacher.quantize and config.sharding.get("teacher"):
+        raise ConfigError(
+            f"config.teacher.quantize={kind!r} cannot be used with partition rules of the teacher: "
+            "a kernel's scales have another shape than the kernel"
+        )
+    return kind
 
 
 def method(fields: Mapping[str, Any], where: str = "config.method"):
@@ -178,15 +244,17 @@ def task(
     nets, trainings, reads = {}, {}, {}
     for role in ("teacher", "student"):
         fields = plain(config[role])
-        only(f"config.{role}", fields, ("network", "training", "input", "checkpoint", "cached"))
+        only(f"config.{role}", fields, ROLE)
         reads[role] = fields["input"]
-        options = dict(fields["network"])
+        options = {**fields["network"], **computation(role, fields)}
         name = options.pop("name")
         try:
-            nets[role] = networks.build(name, num_classes=found.num_classes, **options, **of_data)
+            network = networks.build(name, num_classes=found.num_classes, **options, **of_data)
         except (ValueError, TypeError) as error:
             raise ConfigError(f"config.{role}.network: {error}") from error
-        trainings[role] = training(f"config.{role}.training", fields["training"])
+        network = networks.in_precision(network, fields["precision"])
+        nets[role] = quantizable(network) if fields.get("quantize") else network
+        trainings[role] = scaled(training(f"config.{role}.training", fields["training"]), fields)
     made = Task(
         found,
         nets,
@@ -197,6 +265,7 @@ def task(
         std=tuple(config.data.get("std", ())) or None,
         cache_teacher=config.teacher.cached,
         input=reads,
+        teacher_weights=teacher_weights(config),
     )
     if not config.teacher.checkpoint:
         return made

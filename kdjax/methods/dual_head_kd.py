@@ -201,6 +201,7 @@ def program(
         training.transformation,
         combine=functools.partial(combine, config) if apart else None,
         microbatches=training.microbatches,
+        loss_scale=training.scaling,
     )
     return Program(
         (update,), prepare=kd.teach(teacher, teacher_fields), schedules=training.schedules

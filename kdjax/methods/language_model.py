@@ -34,7 +34,13 @@ def program(role: str, config: DecoderConfig, training: Training) -> Program:
         )
         return Evaluation({"cross_entropy": Term(total, weight)}, {role: reading.variables})
 
-    update = Update(objective, (role,), training.transformation, microbatches=training.microbatches)
+    update = Update(
+        objective,
+        (role,),
+        training.transformation,
+        microbatches=training.microbatches,
+        loss_scale=training.scaling,
+    )
     return Program((update,), schedules=training.schedules)
 
 

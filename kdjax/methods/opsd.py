@@ -364,6 +364,7 @@ def program(
         ("student",),
         training.transformation,
         microbatches=training.microbatches,
+        loss_scale=training.scaling,
         after=follow("student", "teacher", config.ema_decay, copy_first=True) if averaged else None,
     )
     carries = ("teacher",) if averaged else ()

@@ -59,7 +59,13 @@ def program(
             metrics={"accuracy": mean(correct, where)},
         )
 
-    update = Update(objective, (role,), training.transformation, microbatches=training.microbatches)
+    update = Update(
+        objective,
+        (role,),
+        training.transformation,
+        microbatches=training.microbatches,
+        loss_scale=training.scaling,
+    )
     return Program((update,), schedules=training.schedules)
 
 

@@ -5,6 +5,7 @@ from kdjax.training.interrupts import Interrupted
 from kdjax.training.journal import Recipe, run
 from kdjax.training.lock import WorkdirInUse
 from kdjax.training.loop import Settings
+from kdjax.training.loss_scale import LossScale
 from kdjax.training.metrics import MetricWriter, read_metrics
 from kdjax.training.nonfinite import NonFiniteLoss
 from kdjax.training.population import prefixed, together
@@ -39,6 +40,7 @@ __all__ = [
     "Evaluation",
     "Interrupted",
     "Layout",
+    "LossScale",
     "MetricWriter",
     "NonFiniteLoss",
     "Outcome",

@@ -17,6 +17,8 @@ import numpy as np
 import optax
 from jax import lax
 
+from kdjax.training.loss_scale import LossScale
+
 PyTree = Any
 Variables = Mapping[str, PyTree]  # role -> {"params": ..., other collections}
 Scalar = float | jax.Array
@@ -175,6 +177,8 @@ class Update:
       after: `(variables, context, metrics) -> (variables, memory)`: moving averages, momentum
         teachers, controllers. Runs after the optimizer.
       name: prefix of the update's metrics; needed when two updates share the name of a term.
+      loss_scale: for networks that compute in float16 (see `loss_scale.py`); its state lies with
+        the optimizer's. None: the loss is not scaled.
     """
 
     objective: Objective
@@ -189,6 +193,7 @@ class Update:
         None
     )
     name: str = ""
+    loss_scale: LossScale | None = None
 
     def __post_init__(self):
         if isinstance(self.trains, str) or not self.trains:

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import traverse_util
 
+from kdjax.training.loss_scale import begin
 from kdjax.training.stage import PyTree, Stage, Update, Variables
 
 
@@ -115,7 +116,8 @@ def first(
 
     def slots(variables):
         return tuple(
-            update.optimizer(values).init(pick(variables, update.trains)) for update in updates
+            begin(update.loss_scale, update.optimizer(values).init(pick(variables, update.trains)))
+            for update in updates
         )
 
     variables = strong(variables)

@@ -13,6 +13,7 @@ import optax
 from jax import lax
 
 from kdjax.training.gradients import gradient
+from kdjax.training.loss_scale import adjust, all_finite
 from kdjax.training.nonfinite import none_acted, unless_finite
 from kdjax.training.stage import Context, Program, PyTree, Stage, Term, Update, Variables
 from kdjax.training.state import State, first, pick, put
@@ -30,13 +31,23 @@ def _act(update: Update, live, frozen, opt, memory, batch, context):
     """One update that acts: gradient, optimizer, what comes after."""
     context = context._replace(memory=memory)
     params = pick({**frozen, **live}, update.trains)
-    result = gradient(update, params, live, frozen, batch, context)
-    grads, metrics = result.gradient, dict(result.metrics)
+    before, scaled = (live, opt, memory), update.loss_scale is not None
+    result = gradient(update, params, live, frozen, batch, context, opt.scale if scaled else None)
+    grads, metrics, extra = result.gradient, dict(result.metrics), {}
+    finite = all_finite(grads) if scaled else None
     if update.combine is not None:
         grads, extra = update.combine(grads)
-        metrics.update(extra)
-    metrics["gradient_norm"] = Term(optax.tree.norm(grads), jnp.float32(1))
-    changes, opt = update.optimizer(context.values).update(grads, opt, params)
+    extra = {**extra, "gradient_norm": Term(optax.tree.norm(grads), jnp.float32(1))}
+    if scaled:
+        # What an overflow spoils is not reported, unless it is none of the scale's.
+        told, one = finite | (opt.scale <= 1), jnp.float32(1)
+        extra = jax.tree.map(lambda x: jnp.where(told, x, 0), extra)
+        extra["loss_scale"] = Term(opt.scale, one)
+        extra["overflow"] = Term(jnp.where(finite, 0.0, 1.0), one)
+    metrics.update(extra)
+    slots = opt.slots if scaled else opt
+    changes, slots = update.optimizer(context.values).update(grads, slots, params)
+    opt = opt._replace(slots=slots) if scaled else slots
     live, memory = put(result.variables, optax.apply_updates(params, changes)), result.memory
     if update.after is not None:
         after = context._replace(memory=memory)
@@ -46,6 +57,12 @@ def _act(update: Update, live, frozen, opt, memory, batch, context):
         if changed:
             raise ValueError(f"after changed the frozen role {changed[0]!r}; name it in `carries`")
         live = {role: new[role] for role in live}
+    if scaled:
+        kept = map(_same, before, (live, opt, memory), ("variables", "optimizers", "memory"))
+        live, opt, memory = jax.tree.map(
+            lambda old, new: jnp.where(finite, new, old), before, tuple(kept)
+        )
+        opt = adjust(update.loss_scale, before[1], finite)._replace(slots=opt.slots)
     prefix = f"{update.name}/" if update.name else ""
     return live, opt, memory, {prefix + name: term for name, term in metrics.items()}
 

@@ -11,10 +11,10 @@ import pytest
 
 from experiments import configuration, tasks
 from experiments.configuration import ConfigError
-from kdjax import data
+from kdjax import data, networks
 from kdjax.data import Dataset
 from kdjax.methods.task import Task
-from kdjax.training import make_mesh
+from kdjax.training import LossScale, make_mesh
 from kdjax.training.optimizers import Training
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -161,6 +161,34 @@ BAD = {
         _set("student.training.augment", ("flipp",)),
         r"config\.student\.training: .*'flipp'.*'flip'",
     ),
+    "precision": (
+        _set("student.precision", "half"),
+        r"config\.student\.precision must be one of .*'bfloat16', 'float16'.*, got 'half'",
+    ),
+    "precision in another place": (
+        _set("student.network.dtype", "bfloat16"),
+        r"config\.student\.network\.dtype: say it in config\.student\.precision",
+    ),
+    "rematerialisation": (
+        _set("teacher.remat", "dots"),
+        r"config\.teacher\.remat must be one of .*'block', 'dots_saveable'.*, got 'dots'",
+    ),
+    "rematerialisation without blocks": (
+        _set("student.remat", "block"),
+        r"config\.student\.remat='block': an mlp has no blocks",
+    ),
+    "quantisation": (
+        _set("teacher.quantize", "int4"),
+        r"config\.teacher\.quantize must be one of .*'int8', 'float8'.*, got 'int4'",
+    ),
+    "quantisation of a trained role": (
+        _set("student.quantize", "int8"),
+        r"config\.student\.quantize='int8': the student is trained; only a frozen teacher's",
+    ),
+    "loss scale": (
+        _set("student.training.loss_scale", 0.5),
+        r"config\.student\.training: loss_scale must be 0 or at least 1, got 0\.5",
+    ),
 }
 
 
@@ -305,6 +333,31 @@ def test_defaults_spell_out_every_field_of_the_training():
     names = {field.name for field in dataclasses.fields(Training)}
     for role in ("teacher", "student"):
         assert set(configuration.defaults()[role].training) == names
+
+
+def test_precision_and_rematerialisation_reach_the_networks(config, digits):
+    config.teacher.update(precision="bfloat16", remat="block")
+    config.teacher.network = ml_collections.ConfigDict(dict(name="vit", depth=1))
+    config.student.precision = "float16"
+    config.student.training.loss_scale_growth = 7
+    task = configuration.task(config, digits)
+    assert task.teacher_weights == "bfloat16"
+    assert task.training["student"].scaling == LossScale(2.0**15, 7)
+    assert task.training["teacher"].scaling is None
+    plain = networks.build("vit", 10, depth=1, remat="block")
+    assert task.networks["teacher"] is networks.in_precision(plain, "bfloat16")
+
+
+def test_quantisation_without_qwix_is_one_line_with_the_command(config, digits, monkeypatch):
+    config.teacher.quantize = "int8"
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"quantize='int8' needs Qwix: pip install 'kdjax\[quan"):
+        configuration.task(config, digits)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    assert configuration.task(config, digits).teacher_weights == "int8"
+    config.sharding = dict(teacher=(("kernel", (None, "model")),))
+    with pytest.raises(ConfigError, match="cannot be used with partition rules of the teacher"):
+        configuration.task(config, digits)
 
 
 def test_a_data_set_can_be_given(config, digits):
