@@ -68,7 +68,7 @@ def defaults() -> ml_collections.ConfigDict:
     config.checkpoint_every = 200
     config.keep = 2
     config.log_every = 50
-    config.mesh = dict(data=-1, model=1)
+    config.mesh = dict(data=-1, model=1, members_over_data=False)
     config.sharding = dict()
     return config
 
@@ -186,7 +186,7 @@ def task(config: ml_collections.ConfigDict, found: data.Dataset | None = None) -
 
 def settings(config: ml_collections.ConfigDict, **changes: Any) -> Settings:
     """How the stages of a config are run."""
-    only("config.mesh", config.mesh, ("data", "model"))
+    only("config.mesh", config.mesh, ("data", "model", "members_over_data"))
     rules = {
         role: [(regex, PartitionSpec(*spec)) for regex, spec in plain(rule)]
         for role, rule in config.sharding.items()
@@ -195,7 +195,11 @@ def settings(config: ml_collections.ConfigDict, **changes: Any) -> Settings:
         checkpoint_every=config.checkpoint_every,
         keep=config.keep,
         log_every=config.log_every,
-        layout=Layout(make_mesh(config.mesh.data, config.mesh.model), rules),
+        layout=Layout(
+            make_mesh(config.mesh.data, config.mesh.model),
+            rules,
+            config.mesh.get("members_over_data", False),
+        ),
         **changes,
     )
 

@@ -1,5 +1,6 @@
 """The engine: updates, programs, stages and recipes, run from a journal."""
 
+from kdjax.training import traced
 from kdjax.training.checkpoint import CheckpointError, load_variables, save_variables
 from kdjax.training.interrupts import Interrupted
 from kdjax.training.journal import Recipe, run
@@ -57,4 +58,5 @@ __all__ = [
     "run",
     "save_variables",
     "together",
+    "traced",
 ]

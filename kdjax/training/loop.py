@@ -21,7 +21,7 @@ from kdjax.training.progress import Display
 from kdjax.training.reports import Reports, check_parameters
 from kdjax.training.sharding import Layout, place
 from kdjax.training.stage import Stage
-from kdjax.training.state import State, initial
+from kdjax.training.state import State, check_values, initial
 from kdjax.training.step import compiled_step, frozen_of
 from kdjax.training.validation import Validator
 
@@ -60,11 +60,17 @@ class Settings:
 def stage_keys(stage: Stage, key: jax.Array) -> jax.Array:
     """The random key of a stage's steps, one a member where there are members."""
     seed, name = stage.origin or (None, stage.name)
-    number = np.uint32(zlib.crc32(name.encode()))
     key = key if seed is None else jax.random.key(seed)
     if not stage.seeds:
-        return jax.random.fold_in(key, number)
-    return jnp.stack([jax.random.fold_in(jax.random.key(s), number) for s in stage.seeds])
+        return jax.random.fold_in(key, _number(name))
+    names = stage.names or (name,) * len(stage.seeds)
+    return jnp.stack(
+        [jax.random.fold_in(jax.random.key(s), _number(n)) for s, n in zip(stage.seeds, names)]
+    )
+
+
+def _number(name: str) -> np.uint32:
+    return np.uint32(zlib.crc32(name.encode()))
 
 
 def abstract_state(stage: Stage, layout: Layout) -> State:
@@ -95,8 +101,11 @@ def check_stage(stage: Stage, layout: Layout) -> None:
         raise ValueError(f"stage {stage.name!r}: steps must be at least 1, got {stage.steps}")
     if not stage.data:
         raise ValueError(f"stage {stage.name!r}: data must hold at least one stream")
+    check_values(stage)
+    layout.check_members(stage)
     for name, stream in stage.data.items():
-        layout.check_batch(name, stream.batch_size)
+        if not layout.cuts_members(stage):
+            layout.check_batch(name, stream.batch_size)
 
 
 def start(stage: Stage, layout: Layout) -> State:
@@ -143,9 +152,9 @@ def train(
     compiled = compiled_step(stage, shardings)
     frozen = layout.frozen(stage, frozen_of(stage))
     tables = {name: place(s.table, layout.replicated) for name, s in stage.data.items()}
-    keys = place(stage_keys(stage, key), layout.replicated)
+    keys = place(stage_keys(stage, key), layout.members(stage))
     steps = place(jnp.int32(stage.steps), layout.replicated)
-    members = {name: bool(stage.seeds) and name not in stage.shared for name in stage.data}
+    values = place({n: jnp.float32(x) for n, x in stage.values.items()}, layout.members(stage))
     streams = {
         name: stream.items(first, extra.get("streams", {}).get(name))
         for name, stream in stage.data.items()
@@ -198,8 +207,8 @@ def train(
             # While an earlier step is still computed, the data was not waited for.
             idle = report is None or report.is_ready()
             waited = ready - before if idle else 0.0
-            items = {name: layout.item(item, members[name]) for name, item in raw.items()}
-            state, report = compiled.function(state, frozen, tables, items, steps, keys)
+            items = {name: layout.item(stage, name, item) for name, item in raw.items()}
+            state, report = compiled.function(state, frozen, tables, items, values, steps, keys)
             reports.clock.add(ready - before, time.monotonic() - ready)
             if stage.program.stop is not None:
                 flags.append(jnp.copy(state.done))

@@ -15,6 +15,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, Sharding
 from jax.sharding import PartitionSpec as P
 
+from kdjax.training.members import GROUP, axis
 from kdjax.training.stage import PyTree, Stage
 from kdjax.training.state import State
 
@@ -95,17 +96,47 @@ class Layout:
       rules: role -> rules; the first regex found in a variable's path (`params/head/kernel`)
         decides its `PartitionSpec`; a variable that none matches, and a role without rules, is
         replicated. Optimizer slots follow their parameter.
+      members_over_data: a stage with members lays them along `data`, and every device reads the
+        whole batch; stages without members are cut by their batch as ever.
     """
 
     mesh: Mesh = dataclasses.field(default_factory=make_mesh)
     rules: Mapping[str, Rules] = dataclasses.field(default_factory=dict)
+    members_over_data: bool = False
 
     @property
     def replicated(self) -> NamedSharding:
         return NamedSharding(self.mesh, P())
 
-    def role(self, role: str, tree: PyTree, members: bool = False) -> PyTree:
-        """The sharding of every variable of a role; members are a leading axis, not cut."""
+    def cuts_members(self, stage: Stage) -> bool:
+        """Whether the stage's members, instead of its batches, lie along `data`."""
+        return self.members_over_data and bool(stage.seeds)
+
+    def _lead(self, stage: Stage) -> tuple[str | None, ...]:
+        """The start of every spec: of the axis of members, where there is one."""
+        return ("data" if self.members_over_data else None,) if stage.seeds else ()
+
+    def members(self, stage: Stage) -> NamedSharding:
+        """The sharding of arrays with nothing but an axis of members, or without one."""
+        return self._sharding(self._lead(stage))
+
+    def _sharding(self, lead: tuple[str | None, ...]) -> NamedSharding:
+        return NamedSharding(self.mesh, P(*lead)) if any(lead) else self.replicated
+
+    def check_members(self, stage: Stage) -> None:
+        if not self.cuts_members(stage):
+            return
+        members, devices = len(stage.seeds), self.mesh.shape["data"]
+        if members % devices:
+            raise ValueError(
+                f"stage {stage.name!r}: its {members} members are not a multiple of the {devices} "
+                "devices along 'data', over which members_over_data lays them"
+            )
+        if jax.process_count() > 1:
+            raise ValueError("members_over_data is for one process: each reads its part of a batch")
+
+    def role(self, role: str, tree: PyTree, lead: tuple[str | None, ...] = ()) -> PyTree:
+        """The sharding of every variable of a role; `lead` is the spec of an axis before theirs."""
         used = set()
 
         def spec(path, x):
@@ -113,10 +144,10 @@ class Layout:
             for regex, rule in self.rules.get(role, ()):
                 if re.search(regex, name):
                     used.add(regex)
-                    rule = P(None, *rule) if members else rule
+                    rule = P(*lead, *rule)
                     self._check(f"{role}/{name}", x.shape, rule)
                     return NamedSharding(self.mesh, rule)
-            return self.replicated
+            return self._sharding(lead)
 
         shardings = jax.tree_util.tree_map_with_path(spec, tree)
         unused = [regex for regex, _ in self.rules.get(role, ()) if regex not in used]
@@ -138,10 +169,8 @@ class Layout:
 
     def state(self, stage: Stage, shapes: State) -> State:
         """The sharding of everything in a state."""
-        members = bool(stage.seeds)
-        variables = {
-            role: self.role(role, tree, members) for role, tree in shapes.variables.items()
-        }
+        lead, usual = self._lead(stage), self.members(stage)
+        variables = {role: self.role(role, tree, lead) for role, tree in shapes.variables.items()}
 
         def optimizer(path, x):
             # A slot's path ends with its role and the flat path of its parameter.
@@ -150,14 +179,16 @@ class Layout:
                 _, found, parameter = name.rpartition(f"{role}/")
                 for regex, rule in self.rules.get(role, ()) if found else ():
                     if re.search(regex, f"params/{parameter}") and len(rule) <= x.ndim:
-                        return NamedSharding(self.mesh, P(None, *rule) if members else rule)
-            return self.replicated
+                        return NamedSharding(self.mesh, P(*lead, *rule))
+            return usual
 
-        everywhere = jax.tree.map(lambda _: self.replicated, shapes)
+        everywhere = jax.tree.map(lambda _: usual, shapes)
         selected = everywhere.selected
         if selected:
             selected = {**selected, "variables": variables}
         return everywhere._replace(
+            step=self.replicated,
+            done=self.replicated,
             variables=variables,
             optimizers=jax.tree_util.tree_map_with_path(optimizer, shapes.optimizers),
             selected=selected,
@@ -165,24 +196,28 @@ class Layout:
 
     def frozen(self, stage: Stage, frozen: Mapping[str, PyTree]) -> dict[str, PyTree]:
         """Frozen roles, placed."""
+        leads = {0: self._lead(stage), GROUP: (None,), None: ()}
         return {
-            role: place(tree, self.role(role, tree, bool(stage.seeds) and role not in stage.shared))
+            role: place(tree, self.role(role, tree, leads[axis(stage, role)]))
             for role, tree in frozen.items()
         }
 
-    def item(self, item: PyTree, members: bool) -> PyTree:
-        """A host item on the devices: the batch axis over `data`, scalars everywhere.
+    def item(self, stage: Stage, name: str, item: PyTree) -> PyTree:
+        """An item of a stream on the devices: the batch axis over `data`, scalars everywhere.
 
         On one device the arrays go with the call itself, which is cheaper.
         """
         if self.mesh.size == 1 and jax.process_count() == 1:
             return item
-        axis = 1 if members else 0
-        cut = NamedSharding(self.mesh, P(*[None] * axis, "data"))
+        own = axis(stage, name)
+        before = 0 if own is None else 1
+        cut = NamedSharding(self.mesh, P(*[None] * before, "data"))
+        if self.cuts_members(stage):
+            before, cut = 0, self.members(stage) if own == 0 else self.replicated
 
         def place(x):
             x = np.asarray(x)
-            sharding = cut if x.ndim > axis else self.replicated
+            sharding = cut if x.ndim > before else self.replicated
             if jax.process_count() == 1:
                 return jax.device_put(x, sharding)
             return jax.make_array_from_process_local_data(sharding, x)

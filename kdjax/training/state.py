@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import traverse_util
 
-from kdjax.training.stage import PyTree, Stage, Variables
+from kdjax.training.stage import PyTree, Scalar, Stage, Variables
 
 
 class State(NamedTuple):
@@ -74,6 +74,28 @@ def strong(tree: PyTree) -> PyTree:
     return jax.tree.map(fix, tree)
 
 
+def values_at(
+    schedules: Mapping[str, Callable], values: Mapping[str, Scalar], step: Any, steps: Any
+) -> dict[str, jax.Array]:
+    """What `context.values` holds at a step: the stage's values, and schedules times them."""
+    now = {name: jnp.asarray(x, jnp.float32) for name, x in values.items()}
+    for name, schedule in schedules.items():
+        scheduled = jnp.asarray(schedule(step, steps), jnp.float32)
+        now[name] = now[name] * scheduled if name in now else scheduled
+    return now
+
+
+def check_values(stage: Stage) -> None:
+    """Refuses a stage that does not bring the values that its program names."""
+    wanted, brought = set(stage.program.values), set(stage.values)
+    for names, what in ((wanted - brought, "lacks"), (brought - wanted, "brings, unread,")):
+        if names:
+            raise ValueError(
+                f"stage {stage.name!r} {what} the value {min(names)!r}; its program reads "
+                f"{sorted(wanted)}"
+            )
+
+
 def initial(stage: Stage) -> State:
     """The state before the first step: traceable, so shapes can be had without computing.
 
@@ -88,19 +110,17 @@ def initial(stage: Stage) -> State:
         )
     variables = strong({role: dict(stage.variables[role]) for role in program.live})
     memory = strong(stage.memory)
-    first = {
-        name: jnp.asarray(schedule(jnp.int32(0), jnp.int32(stage.steps)), jnp.float32)
-        for name, schedule in program.schedules.items()
-    }
+    check_values(stage)
 
-    def optimizers(variables):
+    def optimizers(variables, values):
+        first = values_at(program.schedules, values, jnp.int32(0), jnp.int32(stage.steps))
         return tuple(
             update.optimizer(first).init(pick(variables, update.trains))
             for update in program.updates
         )
 
     members = len(stage.seeds)
-    opts = jax.vmap(optimizers)(variables) if members else optimizers(variables)
+    opts = (jax.vmap(optimizers) if members else optimizers)(variables, dict(stage.values))
     selected = {}
     if stage.validation is not None:
         shape = (members,) if members else ()

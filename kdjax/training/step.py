@@ -13,15 +13,16 @@ import optax
 from jax import lax
 
 from kdjax.training.gradients import gradient
+from kdjax.training.members import over_members, population_axes
 from kdjax.training.stage import Context, Program, PyTree, Stage, Term, Update, Variables
-from kdjax.training.state import State, pick, put
+from kdjax.training.state import State, pick, put, values_at
 
 
 @dataclasses.dataclass
 class CompiledStep:
     """A jitted step and the names of the rows of its report, known once it has been traced."""
 
-    function: Callable  # (state, frozen, tables, items, steps, keys) -> (state, report)
+    function: Callable  # (state, frozen, tables, items, values, steps, keys) -> (state, report)
     names: list[str]
 
 
@@ -70,17 +71,14 @@ def _same(before: PyTree, after: PyTree, what: str) -> PyTree:
     return jax.tree_util.tree_map_with_path(check, before, after)
 
 
-def _step(program_parts, names: list[str], state: State, frozen, batch, steps, key):
+def _step(program_parts, names: list[str], state: State, frozen, batch, values, steps, key):
     """One step of a program on one batch; the report's rows are (total, weight) by `names`."""
     updates, prepare, schedules, stop = program_parts
-    values = {
-        name: jnp.asarray(schedule(state.step, steps), jnp.float32)
-        for name, schedule in schedules.items()
-    }
+    values = values_at(schedules, values, state.step, steps)
     rng = jax.random.fold_in(key, state.step)
     context = Context(state.memory, rng, state.step, values)
     live, memory, opts = dict(state.variables), state.memory, list(state.optimizers)
-    metrics: dict[str, Term] = {f"values/{n}": Term(v, jnp.float32(1)) for n, v in values.items()}
+    metrics: dict[str, Term] = {f"values/{n}": Term(values[n], jnp.float32(1)) for n in schedules}
     if prepare is not None:
         batch, memory = prepare({**frozen, **live}, batch, context)
     for k, update in enumerate(updates):
@@ -118,7 +116,7 @@ def compiled_step(stage: Stage, shardings: State) -> CompiledStep:
 
     Only the state is donated. Frozen variables and tables are arguments: never closed over,
     donated or returned. The returned function is
-    `(state, frozen, tables, items, steps, keys) -> (state, report)`.
+    `(state, frozen, tables, items, values, steps, keys) -> (state, report)`.
     """
     program = stage.program
     leaves, structure = jax.tree.flatten(shardings)
@@ -127,7 +125,7 @@ def compiled_step(stage: Stage, shardings: State) -> CompiledStep:
     axes = population_axes(stage) if stage.seeds else ()
     # As pairs: the axes decide what vmap makes of the step, so they are part of the key.
     across = tuple(tuple(sorted(part.items())) for part in axes)
-    key = (processing, across, tuple(leaves), structure)
+    key = (processing, across, stage.groups, tuple(leaves), structure)
     cache = _compiled.setdefault(program, {})
     if key in cache:
         return cache[key]
@@ -139,26 +137,18 @@ def compiled_step(stage: Stage, shardings: State) -> CompiledStep:
         if program.stop is not None:
             raise ValueError(f"stage {stage.name!r}: members trained together cannot stop early")
         state_axes = State(None, 0, 0, 0, 0, None)
-        member = jax.vmap(member, in_axes=(state_axes, *axes, None, 0), out_axes=(state_axes, 0))
+        in_axes = (state_axes, *axes, 0, None, 0)
+        member = over_members(member, in_axes, (state_axes, 0), stage.groups)
     function = jax.jit(member, donate_argnums=0, out_shardings=(shardings, None))
     cache[key] = CompiledStep(function, names)
     return cache[key]
 
 
-def population_axes(stage: Stage) -> tuple[dict, dict, dict]:
-    """vmap axes of frozen variables, tables and items of a stage with members."""
-    roles = [role for role in stage.variables if role not in stage.program.live]
-    frozen = {role: None if role in stage.shared else 0 for role in roles}
-    streams = {name: None if name in stage.shared else 0 for name in stage.data}
-    tables = {name: getattr(stage.data[name], "table_axis", streams[name]) for name in streams}
-    return frozen, tables, streams
-
-
-def _member_step(parts, names, assembles, state, frozen, tables, items, steps, key):
+def _member_step(parts, names, assembles, state, frozen, tables, items, values, steps, key):
     batch = {name: assembles[name](tables[name], items[name]) for name in assembles}
 
     def go(state):
-        return _step(parts, names, state, frozen, batch, steps, key)
+        return _step(parts, names, state, frozen, batch, values, steps, key)
 
     if parts[3] is None:
         return go(state)
@@ -168,13 +158,15 @@ def _member_step(parts, names, assembles, state, frozen, tables, items, steps, k
 
 
 @functools.lru_cache(maxsize=64)
-def compiled_validation(evaluate: Callable, assemble: Callable, score: str, axes: tuple | None):
+def compiled_validation(
+    evaluate: Callable, assemble: Callable, score: str, axes: tuple | None, groups: int = 1
+):
     """`(score_batch, choose, names)` of a validation, shared by stages that validate alike.
 
     `score_batch(variables, frozen, table, item)` gives the rows (total, weight) of a batch;
     `choose(selected, rows of all batches, step, variables)` gives the better of the two and the
-    summed rows. `axes`: None for one member, else the vmap axes of (frozen, table, item), frozen
-    as pairs.
+    summed rows. `axes`: None for one member, else the axes of (frozen, table, item) over members,
+    frozen as pairs.
     """
     names: list[str] = []
 
@@ -197,7 +189,7 @@ def compiled_validation(evaluate: Callable, assemble: Callable, score: str, axes
     if axes is not None:
         frozen_axes, table_axis, item_axis = axes
         in_axes = (0, dict(frozen_axes), table_axis, item_axis)
-        score_batch = jax.vmap(score_batch, in_axes=in_axes)
+        score_batch = over_members(score_batch, in_axes, 0, groups)
         choose = jax.vmap(choose, in_axes=(0, 0, None, 0))
     return jax.jit(score_batch), jax.jit(choose, donate_argnums=0), names
 
