@@ -41,9 +41,11 @@ FIELDS = (
     "log_every",
     "mesh",
     "sharding",
+    "backend",
 )
-# Fields that do not change what is computed: a workdir may go on under other values of these.
-FREE = ("checkpoint_every", "keep", "log_every")
+# Fields that do not change what is computed: a workdir may go on under other values of these. The
+# back-end changes only what is random, or a batch statistic, a device.
+FREE = ("checkpoint_every", "keep", "log_every", "backend")
 
 
 class ConfigError(ValueError):
@@ -70,6 +72,7 @@ def defaults() -> ml_collections.ConfigDict:
     config.log_every = 50
     config.mesh = dict(data=-1, model=1, members_over_data=False)
     config.sharding = dict()
+    config.backend = "jit"
     return config
 
 
@@ -192,6 +195,7 @@ def settings(config: ml_collections.ConfigDict, **changes: Any) -> Settings:
         for role, rule in config.sharding.items()
     }
     return Settings(
+        backend=config.get("backend", "jit"),
         checkpoint_every=config.checkpoint_every,
         keep=config.keep,
         log_every=config.log_every,

@@ -24,6 +24,7 @@ from kdjax.training.stage import (
     Update,
     Validation,
     divide,
+    gathered,
     mean,
 )
 
@@ -50,6 +51,7 @@ __all__ = [
     "Validation",
     "divide",
     "gather",
+    "gathered",
     "load_variables",
     "make_mesh",
     "mean",

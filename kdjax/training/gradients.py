@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from kdjax.training import pmap
 from kdjax.training.stage import Context, Evaluation, PyTree, Term, Update, Variables, divide
 from kdjax.training.state import put
 
@@ -108,6 +109,7 @@ def gradient(
     context: Context,
 ) -> Result:
     """The gradient of `update` with respect to `params` (see `pick`), divided once."""
+    context, axis, before = pmap.own(context), context.axis, live
     if update.embed is not None:
         return _cached(update, params, live, frozen, batch, context)
 
@@ -120,15 +122,20 @@ def gradient(
     def part_gradient(live, memory, part, i, weights, share):
         def losses(params):
             evaluation, new, kept = evaluate(params, live, memory, part, i)
-            parts = _parts(evaluation, weights or _weights(evaluation))
-            return parts, (new, kept, _report(evaluation, parts, share))
+            whole = weights or pmap.total(lax.stop_gradient(_weights(evaluation)), axis)
+            parts = _parts(evaluation, whole)
+            return parts, (new, kept, _report(evaluation, parts, pmap.share(share, axis)))
 
         return _pull(update, losses, params)
+
+    def over_devices(grads, live, memory, metrics):
+        grads, metrics = pmap.total((grads, metrics), axis)
+        return Result(grads, pmap.averaged(before, live, axis), memory, metrics)
 
     n = update.microbatches
     if n == 1:
         grads, (live, memory, metrics) = part_gradient(live, context.memory, batch, 0, None, 1.0)
-        return Result(grads, live, memory, metrics)
+        return over_devices(grads, live, memory, metrics)
 
     cut, first = microbatch(batch, n), jax.tree.map(lambda x: x[0], microbatch(batch, n))
 
@@ -137,6 +144,7 @@ def gradient(
 
     start = _zeros(lambda: _weights(evaluate(params, live, context.memory, first, 0)[0]))
     weights, _ = lax.scan(weigh, start, (cut, jnp.arange(n)))
+    weights = pmap.total(weights, axis)
 
     def accumulate(carry, x):
         total, live, memory, metrics = carry
@@ -150,7 +158,7 @@ def gradient(
     )
     start = (zero[0], live, context.memory, zero[1])
     (grads, live, memory, metrics), _ = lax.scan(accumulate, start, (cut, jnp.arange(n)))
-    return Result(grads, live, memory, metrics)
+    return over_devices(grads, live, memory, metrics)
 
 
 def _cached(update, params, live, frozen, batch, context) -> Result:

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kdjax.training import pmap
 from kdjax.training.checkpoint import Checkpoints
 from kdjax.training.interrupts import Interrupted, Interrupts
 from kdjax.training.metrics import MetricWriter
@@ -37,6 +38,7 @@ class Settings:
       keep: checkpoints of an unfinished stage that stay on disk.
       log_every: steps a line of metrics averages over.
       layout: mesh and partition rules.
+      backend: "jit", or "pmap": a program a device, see `pmap.py`. What is on disk is the same.
       profile: steps that are traced; None: none.
       on_step: called with (stage name, steps dispatched) after each step; for tests and tools.
     """
@@ -45,6 +47,7 @@ class Settings:
     keep: int = 2
     log_every: int = 50
     layout: Layout = dataclasses.field(default_factory=Layout)
+    backend: str = "jit"
     profile: Profile | None = None
     on_step: Callable[[str, int], None] | None = None
 
@@ -55,6 +58,8 @@ class Settings:
             raise ValueError(f"keep must be at least 1, got {self.keep}")
         if self.log_every < 1:
             raise ValueError(f"log_every must be at least 1, got {self.log_every}")
+        if self.backend not in ("jit", "pmap"):
+            raise ValueError(f"backend must be 'jit' or 'pmap', got {self.backend!r}")
 
 
 def stage_keys(stage: Stage, key: jax.Array) -> jax.Array:
@@ -141,15 +146,21 @@ def train(
     """Runs a stage to its end, from its newest checkpoint if it has one."""
     layout, stage = settings.layout, continued(stage)
     check_stage(stage, layout)
+    per_device = settings.backend == "pmap"
+    if per_device:
+        pmap.check(stage, layout)
     found = checkpoints.newest(abstract_state(stage, layout)) if checkpoints else None
     state, extra = found if found else (start(stage, layout), {})
+    if per_device:
+        state = pmap.place(state, layout)
     first = int(state.step)
     if found:
         display.say(f"{stage.name}: continues at step {first}")
     metrics.rewind(stage.name, first)
 
     shardings = jax.tree.map(lambda x: x.sharding, state)
-    compiled = compiled_step(stage, shardings)
+    compiled = compiled_step(stage, shardings, layout if per_device else None)
+    put = pmap.item if per_device else Layout.item
     frozen = layout.frozen(stage, frozen_of(stage))
     tables = {name: place(s.table, layout.replicated) for name, s in stage.data.items()}
     keys = place(stage_keys(stage, key), layout.members(stage))
@@ -168,6 +179,11 @@ def train(
     flags: list[jax.Array] = []
     saved = first
 
+    def check(step: int) -> None:
+        check_parameters(stage, state, step)
+        if per_device:
+            pmap.check_equal(stage, state, step)
+
     def settle() -> int:
         """Waits for what was dispatched, and keeps the reports of the steps that counted."""
         end = int(state.step)
@@ -185,7 +201,7 @@ def train(
         pending = reports.pending(step)
         if validator:
             validator.write(metrics)
-        check_parameters(stage, state, step)
+        check(step)
         states = {n: streams[n].state() for n, stream in stage.data.items() if stream.stateful}
         checkpoints.save(step, state, {"pending": pending, "streams": states})
 
@@ -207,9 +223,11 @@ def train(
             # While an earlier step is still computed, the data was not waited for.
             idle = report is None or report.is_ready()
             waited = ready - before if idle else 0.0
-            items = {name: layout.item(stage, name, item) for name, item in raw.items()}
+            items = {name: put(layout, stage, name, item) for name, item in raw.items()}
             state, report = compiled.function(state, frozen, tables, items, values, steps, keys)
             reports.clock.add(ready - before, time.monotonic() - ready)
+            if per_device and step == first + 1:
+                check(step)
             if stage.program.stop is not None:
                 flags.append(jnp.copy(state.done))
                 flags = flags[-1 - _LAG :]
@@ -231,7 +249,7 @@ def train(
             if validator.last != step:
                 state = validator(state, metrics)
                 validator.write(metrics)
-        check_parameters(stage, state, step)
+        check(step)
     finally:
         display.close()
         profiler.close(report)

@@ -69,6 +69,15 @@ class Context(NamedTuple):
     rng: jax.Array
     step: jax.Array
     values: Mapping[str, jax.Array]  # the stage's values, and schedules at this step; traced
+    axis: str | None = None  # of devices, where each runs a program of its own (pmap)
+
+
+def gathered(x: jax.Array, context: Context) -> jax.Array:
+    """The rows `[batch, ...]` of all devices in order: what an objective may put into a queue.
+
+    Under `jit` an objective sees the whole batch already; under `pmap` only its device's rows.
+    """
+    return x if context.axis is None else lax.all_gather(x, context.axis, tiled=True)
 
 
 class Evaluation(NamedTuple):

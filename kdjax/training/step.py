@@ -12,8 +12,10 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
+from kdjax.training import pmap
 from kdjax.training.gradients import gradient
 from kdjax.training.members import over_members, population_axes
+from kdjax.training.sharding import Layout
 from kdjax.training.stage import Context, Program, PyTree, Stage, Term, Update, Variables
 from kdjax.training.state import State, pick, put, values_at
 
@@ -73,14 +75,14 @@ def _same(before: PyTree, after: PyTree, what: str) -> PyTree:
 
 def _step(program_parts, names: list[str], state: State, frozen, batch, values, steps, key):
     """One step of a program on one batch; the report's rows are (total, weight) by `names`."""
-    updates, prepare, schedules, stop = program_parts
+    updates, prepare, schedules, stop, axis = program_parts
     values = values_at(schedules, values, state.step, steps)
     rng = jax.random.fold_in(key, state.step)
-    context = Context(state.memory, rng, state.step, values)
+    context = Context(state.memory, rng, state.step, values, axis)
     live, memory, opts = dict(state.variables), state.memory, list(state.optimizers)
     metrics: dict[str, Term] = {f"values/{n}": Term(values[n], jnp.float32(1)) for n in schedules}
     if prepare is not None:
-        batch, memory = prepare({**frozen, **live}, batch, context)
+        batch, memory = prepare({**frozen, **live}, batch, pmap.own(context))
     for k, update in enumerate(updates):
         c = context._replace(memory=memory, rng=jax.random.fold_in(rng, k + 1))
 
@@ -111,12 +113,13 @@ def _step(program_parts, names: list[str], state: State, frozen, batch, values, 
 _compiled: weakref.WeakKeyDictionary[Program, dict] = weakref.WeakKeyDictionary()
 
 
-def compiled_step(stage: Stage, shardings: State) -> CompiledStep:
+def compiled_step(stage: Stage, shardings: State, devices: Layout | None = None) -> CompiledStep:
     """The compiled step of a stage: shared by stages of one program that process data alike.
 
     Only the state is donated. Frozen variables and tables are arguments: never closed over,
     donated or returned. The returned function is
-    `(state, frozen, tables, items, values, steps, keys) -> (state, report)`.
+    `(state, frozen, tables, items, values, steps, keys) -> (state, report)`; where `devices` are
+    given it is one program on each (see `pmap.py`).
     """
     program = stage.program
     leaves, structure = jax.tree.flatten(shardings)
@@ -125,13 +128,15 @@ def compiled_step(stage: Stage, shardings: State) -> CompiledStep:
     axes = population_axes(stage) if stage.seeds else ()
     # As pairs: the axes decide what vmap makes of the step, so they are part of the key.
     across = tuple(tuple(sorted(part.items())) for part in axes)
-    key = (processing, across, stage.groups, tuple(leaves), structure)
+    over = tuple(devices.mesh.devices.flat) if devices else ()
+    key = (processing, across, stage.groups, over, tuple(leaves), structure)
     cache = _compiled.setdefault(program, {})
     if key in cache:
         return cache[key]
     names: list[str] = []
     # The parts, not the program: a value that held its key would never leave the weak dictionary.
-    parts = (program.updates, program.prepare, dict(program.schedules), program.stop)
+    axis = pmap.AXIS if devices else None
+    parts = (program.updates, program.prepare, dict(program.schedules), program.stop, axis)
     member = functools.partial(_member_step, parts, names, assembles)
     if stage.seeds:
         if program.stop is not None:
@@ -139,7 +144,10 @@ def compiled_step(stage: Stage, shardings: State) -> CompiledStep:
         state_axes = State(None, 0, 0, 0, 0, None)
         in_axes = (state_axes, *axes, 0, None, 0)
         member = over_members(member, in_axes, (state_axes, 0), stage.groups)
-    function = jax.jit(member, donate_argnums=0, out_shardings=(shardings, None))
+    if devices:
+        function = pmap.compiled(member, devices)
+    else:
+        function = jax.jit(member, donate_argnums=0, out_shardings=(shardings, None))
     cache[key] = CompiledStep(function, names)
     return cache[key]
 
