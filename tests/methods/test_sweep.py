@@ -15,6 +15,7 @@ from kdjax.training.optimizers import OPTIMIZERS, Training
 from kdjax.training.stage import Context
 from kdjax.training.state import values_at
 
+SLOW = pytest.mark.slow
 CONFIGS = {
     "supervised": (supervised, supervised.Config(label_smoothing=0.3)),
     **{
@@ -39,7 +40,13 @@ def terms(stage, program, values, batch):
     return program.updates[0].objective(stage.variables, batch, context).terms
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name in ("kd", "dkd", "plackett_luce", "dual") else pytest.param(name, marks=SLOW)
+        for name in CONFIGS
+    ],
+)
 def test_a_traced_field_computes_what_a_constant_does(task, name, monkeypatch):
     module, config = CONFIGS[name]
     taught = task.with_teacher(task.variables("teacher"))
