@@ -178,7 +178,7 @@ def _alone(node: Compute, seed: int, name: str, label: str) -> Compute:
     def function(rng: np.random.Generator, *arguments):
         return node.function(np.random.default_rng([seed, number]), *arguments)
 
-    return Compute(f"{node.name}/{label}", function, node.arguments)
+    return dataclasses.replace(node, name=f"{node.name}/{label}", function=function)
 
 
 def together(
