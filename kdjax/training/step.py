@@ -113,13 +113,13 @@ def _step(program_parts, names: list[str], state: State, frozen, batch, values, 
 _compiled: weakref.WeakKeyDictionary[Program, dict] = weakref.WeakKeyDictionary()
 
 
-def compiled_step(stage: Stage, shardings: State, devices: Layout | None = None) -> CompiledStep:
+def compiled_step(stage: Stage, shardings: State, per_device: Layout | None = None) -> CompiledStep:
     """The compiled step of a stage: shared by stages of one program that process data alike.
 
     Only the state is donated. Frozen variables and tables are arguments: never closed over,
     donated or returned. The returned function is
-    `(state, frozen, tables, items, values, steps, keys) -> (state, report)`; where `devices` are
-    given it is one program on each (see `pmap.py`).
+    `(state, frozen, tables, items, values, steps, keys) -> (state, report)`; with the layout
+    `per_device` it is one program on each of its devices (see `pmap.py`).
     """
     program = stage.program
     leaves, structure = jax.tree.flatten(shardings)
@@ -128,14 +128,14 @@ def compiled_step(stage: Stage, shardings: State, devices: Layout | None = None)
     axes = population_axes(stage) if stage.seeds else ()
     # As pairs: the axes decide what vmap makes of the step, so they are part of the key.
     across = tuple(tuple(sorted(part.items())) for part in axes)
-    over = tuple(devices.mesh.devices.flat) if devices else ()
+    over = tuple(per_device.mesh.devices.flat) if per_device else ()
     key = (processing, across, stage.groups, over, tuple(leaves), structure)
     cache = _compiled.setdefault(program, {})
     if key in cache:
         return cache[key]
     names: list[str] = []
     # The parts, not the program: a value that held its key would never leave the weak dictionary.
-    axis = pmap.AXIS if devices else None
+    axis = pmap.AXIS if per_device else None
     parts = (program.updates, program.prepare, dict(program.schedules), program.stop, axis)
     member = functools.partial(_member_step, parts, names, assembles)
     if stage.seeds:
@@ -144,8 +144,8 @@ def compiled_step(stage: Stage, shardings: State, devices: Layout | None = None)
         state_axes = State(None, 0, 0, 0, 0, None)
         in_axes = (state_axes, *axes, 0, None, 0)
         member = over_members(member, in_axes, (state_axes, 0), stage.groups)
-    if devices:
-        function = pmap.compiled(member, devices)
+    if per_device:
+        function = pmap.compiled(member, per_device)
     else:
         function = jax.jit(member, donate_argnums=0, out_shardings=(shardings, None))
     cache[key] = CompiledStep(function, names)

@@ -73,8 +73,8 @@ def test_planned_bytes_are_those_of_the_run(layout, found, monkeypatch):
             value = yield node
             states.append((node, value.load()))
 
-    def measured(stage, shardings, devices):
-        compiled = compile_step(stage, shardings, devices)
+    def measured(stage, shardings, per_device):
+        compiled = compile_step(stage, shardings, per_device)
 
         def step(*arguments):
             if len(needed) == len(states):
