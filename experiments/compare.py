@@ -123,6 +123,7 @@ def main(argv: Sequence[str]) -> None:
     first = tasks.task(single, found)
     members = [dataclasses.replace(first, seed=seed) for seed in seeds]
     settings = configuration.settings(config)
+    configuration.check_layout(settings.layout, first)
     configuration.claim(workdir, config)
     display, began = Display(), time.monotonic()
 
@@ -152,13 +153,10 @@ def main(argv: Sequence[str]) -> None:
                 )
             )
             folders.append(folder)
-    if jax.process_index() != 0:
-        return
-
     seconds = (time.monotonic() - began) / (len(seeds) * len(arms))
     results = pathlib.Path(RESULTS.value) if RESULTS.value else workdir / "results"
     environment = evaluation.environment()
-    teachers = []
+    teachers, writes = [], jax.process_index() == 0
     places = {n: (prefix, names) for prefix, names in groups.items() for n in names}
     for k, (task, (teacher, trained), folder) in enumerate(zip(members, outcomes, folders)):
         taught = task.reference(teacher)
@@ -168,6 +166,8 @@ def main(argv: Sequence[str]) -> None:
                 which: task.scores("student", getattr(student, which), taught)
                 for which in ("last", "selected")
             }
+            if not writes:  # but all must score: variables may lie on several hosts
+                continue
             metrics["selected"]["step"] = float(student.selected_step)
             prefix, names = places[name]
             member = k * len(names) + names.index(name) if config.vmap else None
@@ -183,7 +183,8 @@ def main(argv: Sequence[str]) -> None:
                 seconds=seconds,
             )
             evaluation.write_record(results / f"{name}-seed{task.seed}.json", record)
-    publish(results, config, first, teachers)
+    if writes:
+        publish(results, config, first, teachers)
 
 
 def publish(results: pathlib.Path, config, task: Task, teachers: Sequence[float]) -> None:
@@ -237,4 +238,4 @@ def publish(results: pathlib.Path, config, task: Task, teachers: Sequence[float]
 
 
 if __name__ == "__main__":
-    configuration.launch(main)
+    configuration.launch(main, several=True)

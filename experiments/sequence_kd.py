@@ -1,8 +1,9 @@
-"""Three small worlds where it can be computed which divergence, target or sequences are better.
+"""Four small worlds where it can be computed which divergence, target or sequences are better.
 
     python -m experiments.sequence_kd capacity        # divergences of a student that is too small
     python -m experiments.sequence_kd sparse          # top-k targets against random samples (RS-KD)
     python -m experiments.sequence_kd on_policy       # GKD: the data's rows, or the student's
+    python -m experiments.sequence_kd student_samples # DistiLLM and MiniLLM beside KL, SeqKD, GKD
 
 Each writes one record a seed and arm, and a page that says which claims hold, to
 `results/sequence_kd-<name>`. About two minutes of one core together.
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 import pathlib
 import sys
 import time
@@ -25,10 +27,10 @@ import optax
 from kdjax import evaluation, losses
 from kdjax.data import Dataset, Split
 from kdjax.data.tokenizers import CharacterTokenizer
-from kdjax.methods import gkd, language_model, rollouts
+from kdjax.methods import distillm, gkd, language_model, minillm, rollouts, sequence_kd
 from kdjax.methods.language_task import LanguageTask, read, targets
 from kdjax.networks.transformer import DecoderConfig
-from kdjax.training import mean, run
+from kdjax.training import MetricWriter, mean, run
 from kdjax.training.optimizers import Training
 
 Metrics = Mapping[str, float]
@@ -232,29 +234,28 @@ def own_rollouts(student, teacher, batch, rng):
     }
 
 
+def measured(task: LanguageTask, student) -> dict[str, float]:
+    """`own_rollouts` of a student, and its scores on the test split."""
+    teacher = task.reference(task.given["teacher"])
+    arrays = task.dataset.splits["test"].arrays()
+    count = len(arrays["tokens"])
+    batch = {**arrays, "id": np.arange(count), "where": np.ones(count, bool)}
+    scores = own_rollouts(student, teacher, batch, jax.random.key(task.seed))
+    held = task.scores("student", student, teacher)
+    return {n: float(x) for n, x in scores.items()} | {
+        n: held[n] for n in ("kl_to_teacher", "reverse_kl", "cross_entropy", "entropy")
+    }
+
+
 def on_policy() -> tuple[Found, Claims]:
     """A bigram decoder learns from a trigram one (windows of 1 and 2 tokens), by GKD."""
     found: dict[str, list[Metrics]] = {name: [] for name in ARMS}
     for seed in SEEDS:
         task = trigrams(seed)
-        stage = language_model.stage(task, "teacher", "teacher", task.variables("teacher"))
-
-        def alone(stage=stage):
-            return (yield stage)
-
-        task = task.with_teacher(run(alone(), seed=seed).selected["teacher"])
-        teacher = task.reference(task.given["teacher"])
-        arrays = task.dataset.splits["test"].arrays()
-        count = len(arrays["tokens"])
-        batch = {**arrays, "id": np.arange(count), "where": np.ones(count, bool)}
+        task = task.with_teacher(run(language_model.teacher(task), seed=seed))
         for name, config in ARMS.items():
             student = run(gkd.recipe(task, config), seed=seed).last
-            scores = own_rollouts(student, teacher, batch, jax.random.key(seed))
-            held = task.scores("student", student, teacher)
-            found[name].append(
-                {n: float(x) for n, x in scores.items()}
-                | {n: held[n] for n in ("kl_to_teacher", "reverse_kl", "cross_entropy")}
-            )
+            found[name].append(measured(task, student))
     claims = []
     for divergence in ("kl", "generalized_jsd"):
         one, zero = (
@@ -273,7 +274,88 @@ def on_policy() -> tuple[Found, Claims]:
     return found, claims
 
 
-WORLDS = {"capacity": capacity, "sparse": sparse, "on_policy": on_policy}
+# The same two, and a student that has been trained on the data before.
+
+WARM_UP = 100
+SAMPLING = {
+    "kl": (sequence_kd, sequence_kd.Config()),
+    "sequence_kd": (sequence_kd, sequence_kd.Config(**sequence_kd.SEQUENCE_LEVEL)),
+    "gkd": (gkd, gkd.Config(on_policy=1.0, sampling_temperature=1.0)),
+    "distillm": (distillm, distillm.Config(capacity=256)),
+    "distillm-half": (distillm, distillm.Config(capacity=256, threshold=0.5)),
+    "minillm": (minillm, minillm.Config(rollouts=128)),
+}
+# The policy gradient wants a smaller rate than the divergences, as its authors' scripts have it.
+MINILLM = Training(steps=300, batch_size=32, learning_rate=2e-3, schedule="cosine")
+
+
+def student_samples() -> tuple[Found, Claims]:
+    """The bigram decoder after 100 steps on the data, by KL, SeqKD, GKD, DistiLLM and MiniLLM.
+
+    300 steps each. `distillm` has the paper's threshold of 0 at the start, `distillm-half` one of
+    0.5, so that rows of the student are certain to come; `generated` is the share of steps in which
+    a model had to write.
+    """
+    found: dict[str, list[Metrics]] = {name: [] for name in SAMPLING}
+    for seed in SEEDS:
+        task = dataclasses.replace(trigrams(seed), warm_up=WARM_UP, validate_every=25)
+        task = task.with_teacher(run(language_model.teacher(task), seed=seed))
+        task = run(task.prepared(), seed=seed)
+        for name, (module, config) in SAMPLING.items():
+            training = {**task.training, "student": MINILLM} if module is minillm else task.training
+            writer = MetricWriter(None)
+            recipe = module.recipe(dataclasses.replace(task, training=training), config)
+            student = run(recipe, seed=seed, metrics=writer).last
+            shares = [row["generated"] for row in writer.rows if "generated" in row]
+            share = float(np.mean(shares)) if shares else GENERATED.get(name, 0.0)
+            found[name].append(measured(task, student) | {"generated": share})
+
+    def claim(text: str, key: str, lower: str, higher: str):
+        one, other = ([x[key] for x in found[name]] for name in (lower, higher))
+        test = evaluation.paired_test(one, other)
+        holds = bool(test.difference < 0 and test.p is not None and test.p < 0.05)
+        return (
+            text,
+            holds,
+            f"{np.mean(one):.4f} against {np.mean(other):.4f}, difference "
+            f"{test.difference:+.4f} ± {test.sd:.4f}, paired p = {test.p:.2g}",
+        )
+
+    own, back = "kl_own_rollouts", "reverse_kl_own_rollouts"
+    shares = {name: np.mean([x["generated"] for x in found[name]]) for name in SAMPLING}
+    worst = evaluation.paired_test(*([x[own] for x in found[n]] for n in ("distillm-half", "gkd")))
+    claims = [
+        claim("DistiLLM below forward KL: KL on its own rollouts", own, "distillm", "kl"),
+        claim("the same from a threshold of 0.5", own, "distillm-half", "kl"),
+        (
+            "DistiLLM from 0.5 is not worse than GKD there (p >= 0.05), and writes less often",
+            bool(
+                (worst.difference <= 0 or worst.p >= 0.05)
+                and shares["distillm-half"] < shares["gkd"]
+            ),
+            f"difference {worst.difference:+.4f} ± {worst.sd:.4f}, paired p = {worst.p:.2g}; "
+            f"{shares['distillm-half']:.3f} of the steps against {shares['gkd']:.0f}",
+        ),
+        claim("MiniLLM below forward KL: reverse KL on its own rollouts", back, "minillm", "kl"),
+        claim("MiniLLM below SeqKD: the same", back, "minillm", "sequence_kd"),
+        claim("MiniLLM below forward KL: entropy (it seeks modes)", "entropy", "minillm", "kl"),
+    ]
+    return found, claims
+
+
+# Of methods that do not report it: in every step, and in one round of 4 epochs of 4 batches.
+GENERATED = {"gkd": 1.0, "minillm": 1 / 16}
+WORLDS = {
+    "capacity": capacity,
+    "sparse": sparse,
+    "on_policy": on_policy,
+    "student_samples": student_samples,
+}
+
+
+CONFIGS = {arm: dataclasses.asdict(config) for arm, config in ARMS.items()} | {
+    arm: dataclasses.asdict(config) for arm, (_, config) in SAMPLING.items()
+}
 
 
 def main(name: str, results: str = "results") -> None:
@@ -292,7 +374,7 @@ def main(name: str, results: str = "results") -> None:
                 method=arm,
                 task=f"sequence_kd-{name}",
                 seed=seed,
-                config=dataclasses.asdict(ARMS[arm]) if arm in ARMS else {"arm": arm},
+                config=CONFIGS.get(arm, {"arm": arm}),
                 metrics={"last": values, "selected": values},
                 curves={},
                 commit=around.get("commit"),
@@ -300,7 +382,7 @@ def main(name: str, results: str = "results") -> None:
                 seconds=round(seconds / runs, 3),
             )
             evaluation.write_record(folder / f"{arm}-seed{seed}.json", record)
-    lines = [f"# sequence_kd-{name}", "", WORLDS[name].__doc__, ""]
+    lines = [f"# sequence_kd-{name}", "", inspect.cleandoc(WORLDS[name].__doc__), ""]
     lines += [f"{len(SEEDS)} seeds; students after the last step, none selected.", ""]
     held = [(text, "holds" if ok else "fails", got) for text, ok, got in claims]
     keys, rows = list(next(iter(found.values()))[0]), []

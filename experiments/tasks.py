@@ -1,39 +1,58 @@
-"""From a config to its task, whatever kind that is: one on text has a tokenizer."""
+"""From a config to its task, whatever kind that is: its data tell which."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import ModuleType
 from typing import Any
 
 import ml_collections
 
-from experiments import configuration, language_configuration
+from experiments import (
+    configuration,
+    language_configuration,
+    retrieval_configuration,
+    text_classification_configuration,
+)
 from kdjax import methods
 from kdjax.methods.task import Task
 
+KINDS = {language_configuration: "language", retrieval_configuration: "retrieval"}
 
-def on_text(config: ml_collections.ConfigDict) -> bool:
-    """Whether the config is of a language task."""
-    return "tokenizer" in config.data
+
+def _reader(config: ml_collections.ConfigDict) -> ModuleType:
+    """What reads the config: images may have captions; text with labels is to be classified, other
+    text to be predicted."""
+    if "captions" in config.data:
+        return retrieval_configuration
+    if "tokenizer" not in config.data:
+        return configuration
+    if config.data.get("options", {}).get("label"):
+        return text_classification_configuration
+    return language_configuration
+
+
+def kind(config: ml_collections.ConfigDict) -> str:
+    """What methods know its task by."""
+    return KINDS.get(_reader(config), "classification")
 
 
 def dataset(config: ml_collections.ConfigDict) -> Any:
     """What `task` reads again and again: the data set, and the tokenizer of a text."""
-    if on_text(config):
-        return language_configuration.dataset(config)
-    return configuration.dataset(config.data)
+    reader = _reader(config)
+    return reader.dataset(config.data if reader is configuration else config)
 
 
 def task(config: ml_collections.ConfigDict, found: Any = None) -> Task:
     """The task of a config; `found` is what `dataset` gave."""
-    return (language_configuration if on_text(config) else configuration).task(config, found)
+    return _reader(config).task(config, found)
 
 
 def method(config: ml_collections.ConfigDict, fields: Mapping[str, Any], where: str):
     """`(module, its Config)`; refuses a method for another kind of task."""
     module, chosen = configuration.method(fields, where)
     try:
-        methods.check_task(fields["name"], "language" if on_text(config) else "classification")
+        methods.check_task(fields["name"], kind(config))
     except ValueError as error:
         raise configuration.ConfigError(f"{where}: {error}") from error
     return module, chosen

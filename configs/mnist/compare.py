@@ -3,8 +3,9 @@
     python -m experiments.compare --config=configs/mnist/compare.py --workdir=runs/compare-mnist
 
 A ResNet-8 teaches a fully connected student of 64 hidden units; both see the digits shifted at
-random, and the teacher answers for the very view that the student sees. So the teacher runs in
-every step, and seeds run one after the other: a convolution over stacked kernels is slow on a CPU.
+random, and the teacher answers for the very view that the student sees: in every step, or, with
+`--config.teacher.cached=True`, once for all arms. Seeds run one after the other: a convolution over
+stacked kernels is slow on a CPU.
 """
 
 import dataclasses

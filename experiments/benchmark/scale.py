@@ -255,6 +255,7 @@ def checkpoints() -> dict[str, Any]:
             "step_ms": overhead.quartiles(times[1:]),
             "resume_seconds": resume(stage),
         }
+        print(name, json.dumps(out[name]), flush=True)
     return out
 
 
@@ -268,18 +269,18 @@ def resume(stage: Stage) -> dict[str, float]:
             with tempfile.TemporaryDirectory() as workdir:
 
                 def recipe():
-                    yield dataclasses.replace(stage, steps=2 * EVERY)
+                    yield dataclasses.replace(stage, steps=100)
 
                 def go(on_step, workdir=workdir, recipe=recipe):
-                    settings = Settings(checkpoint_every=EVERY, on_step=on_step)
+                    settings = Settings(checkpoint_every=10, on_step=on_step)
                     with contextlib.suppress(_Killed):
                         run(recipe(), workdir=workdir, settings=settings)
 
-                go(_kill(EVERY + 10))
+                go(_kill(15))
                 if name == "not_compiled":
                     jax.clear_caches()
                 began = time.perf_counter()
-                go(_kill(EVERY + 1))
+                go(_kill(11))
                 seconds.append(time.perf_counter() - began)
         found[name] = min(seconds)
     return found
@@ -297,9 +298,10 @@ def loop() -> dict[str, Any]:
         frozen = layout.frozen(stage, frozen_of(stage))
         tables = {"train": stage.data["train"].table}
         items = {"train": next(stage.data["train"].items())}
+        values = {name: jnp.float32(x) for name, x in stage.values.items()}
         key, count = stage_keys(stage, jax.random.key(0)), jnp.int32(stage.steps)
 
-        def bare(state, step=step, rest=(frozen, tables, items, count, key), steps=steps):
+        def bare(state, step=step, rest=(frozen, tables, items, values, count, key), steps=steps):
             began = time.perf_counter()
             for _ in range(steps):
                 state, report = step.function(state, *rest)

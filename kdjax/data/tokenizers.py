@@ -257,6 +257,37 @@ class LibraryTokenizer:
         return "" if token is None else self.backend.id_to_token(token)
 
 
+def train_word_tokenizer(texts: Iterable[str], vocabulary: int) -> LibraryTokenizer:
+    """A tokenizer whose tokens are the most frequent words of some texts.
+
+    Words are in lower case; marks are words of their own. Every other word is one id: what is
+    decoded is no longer the text, so that this is for texts that are read, not written.
+
+    Args:
+      texts: of the training split alone.
+      vocabulary: number of ids, the end and the unknown word among them; at least 3.
+
+    Raises:
+      ImportError: the package tokenizers is not installed.
+      ValueError: a vocabulary below 3.
+
+    >>> tokenizer = train_word_tokenizer(["A dog, a cat.", "a dog"], 5)
+    >>> tokenizer.encode("A dog saw a bird"), tokenizer.vocabulary
+    ([2, 3, 1, 2, 1], 5)
+    """
+    if vocabulary < 3:
+        raise ValueError(f"vocabulary must be at least 3, got {vocabulary}")
+    library = _library()
+    backend = library.Tokenizer(library.models.WordLevel(unk_token="[unknown]"))
+    backend.normalizer = library.normalizers.Lowercase()
+    backend.pre_tokenizer = library.pre_tokenizers.Whitespace()
+    trainer = library.trainers.WordLevelTrainer(
+        vocab_size=vocabulary, special_tokens=["[end]", "[unknown]"], show_progress=False
+    )
+    backend.train_from_iterator(texts, trainer)
+    return LibraryTokenizer(backend, start=None, end=0)
+
+
 def byte_symbols() -> list[str]:
     """The printable character that stands for each of the 256 bytes in byte-level BPE.
 

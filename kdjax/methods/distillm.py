@@ -215,7 +215,11 @@ def program(
         return Evaluation(found, {"student": reading.variables}, metrics=metrics)
 
     update = Update(
-        objective, ("student",), training.transformation, microbatches=training.microbatches
+        objective,
+        ("student",),
+        training.transformation,
+        microbatches=training.microbatches,
+        loss_scale=training.scaling,
     )
     schedules = {**training.schedules, "steps": lambda step, steps: steps}
     return Program((update,), prepare=prepare, schedules=schedules)
@@ -258,5 +262,11 @@ def recipe(task: LanguageTask, config: Config) -> Generator:
             {n: task.dataset.splits["train"].arrays()[n][:1] for n in rollouts.ROW}, config.capacity
         ),
     }
-    outcome = yield from task.distill(step, teacher, memory=memory, streams=streams)
+    outcome = yield from task.distill(
+        step,
+        teacher,
+        memory=memory,
+        streams=streams,
+        examples=prompted.examples(training, config.corpus_weight),
+    )
     return Trained.of(outcome, "student")

@@ -37,6 +37,7 @@ from kdjax.training import Combined, Evaluation, Program, Term, Update, mean, tr
 from kdjax.training.optimizers import Training
 
 LOSSES = ("binary_kl_norm", "binary_kl")
+ROLES = ("auxiliary",)  # besides teacher and student
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,6 +204,7 @@ def program(
         training.transformation,
         combine=functools.partial(combine, config) if apart else None,
         microbatches=training.microbatches,
+        loss_scale=training.scaling,
     )
     prepare, values = kd.teach(teacher, teacher_fields), traced.names(training, config)
     return Program((update,), prepare, training.schedules, values=values)

@@ -233,7 +233,11 @@ def program(
         )
 
     update = Update(
-        objective, ("student",), training.transformation, microbatches=training.microbatches
+        objective,
+        ("student",),
+        training.transformation,
+        microbatches=training.microbatches,
+        loss_scale=training.scaling,
     )
     return Program((update,), prepare=prepare, schedules=training.schedules)
 
@@ -279,5 +283,11 @@ def recipe(task: LanguageTask, config: Config) -> Generator:
         **prompted.corpus(task, config.corpus_weight),
     }
     memory = empty_round(task, config)
-    outcome = yield from task.distill(step, teacher, memory=memory, streams=streams)
+    outcome = yield from task.distill(
+        step,
+        teacher,
+        memory=memory,
+        streams=streams,
+        examples=prompted.examples(training, config.corpus_weight),
+    )
     return Trained.of(outcome, "student")

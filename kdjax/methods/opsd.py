@@ -14,6 +14,10 @@ solution. The rows come from `kdjax.data.privileged_dataset`. The two contexts h
 different length, of which only the answers are compared: both prompts are padded on the left, so
 that answers begin at one place of all rows of either context. A teacher of the task is not used.
 
+The authors train low-rank adapters (`LoRA`) on the frozen model, which without them is the fixed
+teacher: there is no second copy of it. The recipe returns them merged; `lora_rank` 0 trains the
+whole model.
+
 Options of the authors: the teacher a moving average of the student, or the student itself (`live`,
 as the algorithm of the paper is written; its experiments have a fixed one); the divergence on the
 teacher's `top_k` tokens; a policy gradient from the sampled token alone, which is that of the
@@ -40,11 +44,21 @@ import numpy as np
 from kdjax import losses
 from kdjax.losses import self_distillation
 from kdjax.methods import prompted, rollouts
-from kdjax.methods.language_task import LanguageTask, decoder, head_of, read, targets
+from kdjax.methods.language_task import (
+    LanguageTask,
+    Reading,
+    decoder,
+    head_of,
+    language_metrics,
+    read,
+    targets,
+)
 from kdjax.methods.task import Trained
+from kdjax.networks import LoRA, Network, attach
 from kdjax.networks.generation import generate
 from kdjax.networks.transformer import DecoderConfig, project
 from kdjax.training import Evaluation, Program, Stage, Term, Update, mean
+from kdjax.training.averages import follow
 from kdjax.training.optimizers import Training
 
 TASKS = ("language",)
@@ -67,6 +81,10 @@ class Config:
       sampling_temperature, sampling_top_k, sampling_top_p: of the student's answers.
       max_rationale_tokens: of the teacher's own explanation of the solution; 0: none. It is written
         at temperature 1.
+      lora_rank: of the adapters; 0: the whole model is trained, and a fixed teacher is a copy.
+      lora_alpha: > 0, they are scaled by `lora_alpha / lora_rank`.
+      lora_dropout: in [0, 1), of their input; the scripts name none.
+      lora_pattern: regular expression of the kernels that have one; all of attention and MLP.
     """
 
     loss: str = "divergence"
@@ -81,6 +99,10 @@ class Config:
     sampling_top_k: int | None = 20
     sampling_top_p: float | None = 0.95
     max_rationale_tokens: int = 0
+    lora_rank: int = 64
+    lora_alpha: float = 128.0
+    lora_dropout: float = 0.0
+    lora_pattern: str = r"/(query|key|value|out|gate|up|down)/kernel$"
 
     def __post_init__(self):
         for name, options in (
@@ -109,8 +131,18 @@ class Config:
             raise ValueError(
                 f"max_rationale_tokens must not be negative, got {self.max_rationale_tokens}"
             )
+        if self.lora_rank < 0:
+            raise ValueError(f"lora_rank must not be negative, got {self.lora_rank}")
+        _ = self.lora  # which refuses what it cannot be
         if self.top_k is not None and self.loss == "sampled_token":
             raise ValueError(f"top_k={self.top_k} is of the divergence, not of one sampled token")
+
+    @property
+    def lora(self) -> LoRA | None:
+        """The adapters; None where the whole model is trained."""
+        if not self.lora_rank:
+            return None
+        return LoRA(self.lora_pattern, self.lora_rank, self.lora_alpha, self.lora_dropout)
 
 
 def teacher_rows(
@@ -211,6 +243,32 @@ def token_losses(config, hidden, head, teacher_hidden, teacher_head, tokens, whe
     return jax.lax.map(place, places).swapaxes(0, 1)
 
 
+def whole(config: Config, variables: Mapping[str, Any], role: str) -> Any:
+    """The variables of a whole model: those of a role, or the base with the role's adapters."""
+    if config.lora is None:
+        return variables[role]
+    return config.lora.merge(variables["base"], variables[role])
+
+
+@functools.lru_cache(maxsize=64)
+def _adapted(model: DecoderConfig, lora: LoRA) -> Network:
+    return lora.network(decoder(model))
+
+
+def read_student(model, config: Config, variables, batch, rng) -> Reading:
+    """What the student makes of a batch while it is trained; its adapters beside the base."""
+    if config.lora is None:
+        return read(model, variables["student"], batch, train=True, rng=rng)
+    out = _adapted(model, config.lora).apply(
+        attach(variables["base"], variables["student"]),
+        *(batch[name] for name in ("tokens", "positions", "segments")),
+        train=True,
+        rng=rng,
+    )
+    head = head_of(model, variables["base"])
+    return Reading(out.output["features"][:, :-1], head, out.variables)
+
+
 @functools.lru_cache(maxsize=64)
 def program(
     model: DecoderConfig,
@@ -220,7 +278,12 @@ def program(
     stop: tuple[int, ...],
 ) -> Program:
     """One update of the student, on answers that it gives in the step."""
-    judge = "student" if config.teacher == "live" else "teacher"
+
+    def judge(variables):
+        """The teacher's variables: where it is fixed and there are adapters, the base without."""
+        if config.teacher == "fixed":
+            return variables["teacher" if config.lora is None else "base"]
+        return whole(config, variables, "student" if config.teacher == "live" else "teacher")
 
     def explain(variables, train, rng):
         """The teacher's explanation of the solution, and which of its tokens are one."""
@@ -242,7 +305,7 @@ def program(
         return tokens, where & ~ends
 
     def prepare(variables, batch, context):
-        train = batch["train"]
+        train, teacher = batch["train"], judge(variables)
         writing, explaining = jax.random.split(jax.random.fold_in(context.rng, 0))
         length = train["tokens"].shape[1]
         if config.max_new_tokens is not None:
@@ -250,7 +313,7 @@ def program(
         prompts = {n: train[n][:, :length] for n in rollouts.ROW}
         found = rollouts.roll_out(
             model,
-            variables["student"],
+            whole(config, variables, "student"),
             {**train, **prompts},
             writing,
             prompt_length=prompt_length,
@@ -263,11 +326,9 @@ def program(
         answers = tuple(rows[n][:, prompt_length:] for n in ("tokens", "completion"))
         rationale = None
         if config.max_rationale_tokens:
-            rationale = explain(variables[judge], train, explaining)
+            rationale = explain(teacher, train, explaining)
         seen = teacher_rows(train, *answers, rationale)
-        out = decoder(model).apply(
-            variables[judge], seen["tokens"], seen["positions"], seen["segments"]
-        )
+        out = decoder(model).apply(teacher, seen["tokens"], seen["positions"], seen["segments"])
         # The states that predict the answers, of which the last token predicts nothing.
         features = out.output["features"][:, prompt_length - length - 1 : -1]
         written = {**rows, "teacher_hidden": features, "truncated": found.truncated}
@@ -276,14 +337,14 @@ def program(
 
     def objective(variables, batch, context):
         train = batch["train"]
-        reading = read(model, variables["student"], train, train=True, rng=context.rng)
+        reading = read_student(model, config, variables, train, context.rng)
         tokens, where = (x[:, prompt_length - 1 :] for x in targets(train))
         found = total(
             config,
             reading.hidden[:, prompt_length - 1 :],
             reading.head,
             train["teacher_hidden"],
-            head_of(model, variables[judge]),
+            head_of(model, judge(variables)),
             tokens,
             where,
         )
@@ -297,24 +358,14 @@ def program(
         name = config.loss
         return Evaluation({name: Term(*found)}, {"student": reading.variables}, metrics=metrics)
 
-    def follow(variables, context, metrics):
-        """The teacher after a step: the first one copies the student."""
-        student, teacher = variables["student"], variables["teacher"]
-        decay = jnp.where(context.step == 0, 0.0, config.ema_decay)
-        moved = jax.tree.map(
-            lambda old, new: (decay * old + (1 - decay) * new).astype(old.dtype),
-            teacher["params"],
-            student["params"],
-        )
-        return {**variables, "teacher": {**student, "params": moved}}, context.memory
-
     averaged = config.teacher == "ema"
     update = Update(
         objective,
         ("student",),
         training.transformation,
         microbatches=training.microbatches,
-        after=follow if averaged else None,
+        loss_scale=training.scaling,
+        after=follow("student", "teacher", config.ema_decay, copy_first=True) if averaged else None,
     )
     carries = ("teacher",) if averaged else ()
     return Program((update,), prepare=prepare, schedules=training.schedules, carries=carries)
@@ -365,19 +416,36 @@ def check(task: LanguageTask, config: Config) -> int:
 def recipe(task: LanguageTask, config: Config) -> Generator:
     """One stage of distillation, of a model that has been trained: `initial` of the task."""
     start = check(task, config)
-    training = task.training["student"]
-    step = program(task.decoders["student"], training, config, start, (task.tokenizer.end,))
-    student = task.variables("student")
+    model, training, lora = task.decoders["student"], task.training["student"], config.lora
+    step = program(model, training, config, start, (task.tokenizer.end,))
+    student, validation = task.variables("student"), task.validation("student")
     roles: dict[str, Any] = {"student": student}
-    if config.teacher != "live":
+    if lora is not None:
+        roles = {"base": student, "student": lora.init(task.key("lora of student"), student)}
+        validation = dataclasses.replace(validation, evaluate=_merged_metrics(model, config))
+    if config.teacher == "ema" or (config.teacher == "fixed" and lora is None):
         # A copy: the student's own arrays are given up when it changes.
-        roles["teacher"] = jax.tree.map(jnp.array, student)
+        roles["teacher"] = jax.tree.map(jnp.array, roles["student"])
     outcome = yield Stage(
         "distill",
         step,
         roles,
         {"train": task.stream("student")},
         training.steps,
-        validation=task.validation("student"),
+        validation=validation,
     )
-    return Trained.of(outcome, "student")
+    found = Trained.of(outcome, "student")
+    if lora is None:
+        return found
+    last, selected = (lora.merge(student, x) for x in (found.last, found.selected))
+    return dataclasses.replace(found, last=last, selected=selected)
+
+
+@functools.lru_cache(maxsize=64)
+def _merged_metrics(model: DecoderConfig, config: Config):
+    scores = language_metrics("student", model)
+
+    def evaluate(variables, batch):
+        return scores({"student": whole(config, variables, "student")}, batch)
+
+    return evaluate

@@ -96,7 +96,11 @@ def program(
         )
 
     update = Update(
-        objective, ("student",), training.transformation, microbatches=training.microbatches
+        objective,
+        ("student",),
+        training.transformation,
+        microbatches=training.microbatches,
+        loss_scale=training.scaling,
     )
     prepare, values = kd.teach(teacher, teacher_fields), traced.names(training, config)
     return Program((update,), prepare, training.schedules, values=values)

@@ -21,6 +21,7 @@ from kdjax.methods import rollouts
 from kdjax.methods.language_task import LanguageTask
 from kdjax.networks.transformer import DecoderConfig
 from kdjax.training import Compute
+from kdjax.training.optimizers import Training
 
 PyTree = Any
 
@@ -77,6 +78,11 @@ def corpus(task: LanguageTask, weight: float) -> dict[str, Any]:
             f"{sorted(task.dataset.splits)}"
         )
     return {"corpus": task.stream("student", "corpus", "corpus")}
+
+
+def examples(training: Training, corpus_weight: float) -> int:
+    """How many rows a step trains on: a batch, and one of the corpus where that has a weight."""
+    return training.batch_size * (2 if corpus_weight else 1)
 
 
 @functools.lru_cache(maxsize=16)

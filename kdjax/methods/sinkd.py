@@ -266,6 +266,7 @@ def program(
         ("student",),
         training.transformation,
         microbatches=training.microbatches,
+        loss_scale=training.scaling,
         batchwise=True,
         embed=embed if training.microbatches > 1 else None,
     )
@@ -326,6 +327,7 @@ def token_program(
         ("student",),
         training.transformation,
         microbatches=training.microbatches,
+        loss_scale=training.scaling,
         batchwise=True,
     )
     prepare = language_task.teach(teacher)
@@ -378,12 +380,12 @@ def recipe(task: Task, config: Config) -> Generator:
     reads = task.reads("student"), task.reads("teacher")
     evaluate = validation_metrics(*networks, training.batch_size, config, *reads)
     # The plan on the validation split needs the teacher, even where its training logits are kept.
-    _, fields = yield from task.taught(teacher)
+    _, train = yield from task.taught_stream(teacher)
     outcome = yield Stage(
         "distill",
         program(*networks, training, config, *reads),
-        {"student": task.variables("student"), "teacher": teacher},
-        {"train": task.stream("student", fields=fields)},
+        {"student": task.start("student"), "teacher": task.kept("teacher", teacher)},
+        {"train": train},
         training.steps,
         validation=dataclasses.replace(task.validation("student"), evaluate=evaluate),
     )

@@ -61,7 +61,13 @@ def program(
             metrics={"accuracy": mean(correct, where)},
         )
 
-    update = Update(objective, (role,), training.transformation, microbatches=training.microbatches)
+    update = Update(
+        objective,
+        (role,),
+        training.transformation,
+        microbatches=training.microbatches,
+        loss_scale=training.scaling,
+    )
     values = traced.names(training, config)
     return Program((update,), schedules=training.schedules, values=values)
 
@@ -73,7 +79,7 @@ def stage(task: Task, role: str, name: str, config: Config = Config()) -> Stage:
     return Stage(
         name,
         program(role, task.networks[role], *fixed, task.reads(role)),
-        {role: task.variables(role)},
+        {role: task.start(role)},
         {"train": task.stream(role)},
         training.steps,
         validation=task.validation(role),

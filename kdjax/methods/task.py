@@ -18,9 +18,30 @@ import jax.numpy as jnp
 import numpy as np
 
 from kdjax import evaluation, losses
-from kdjax.data import Dataset, Split, resident, sequential
+from kdjax.data import Dataset, Split, augmentations, resident, sequential
+from kdjax.data.prepared import data_dir
+from kdjax.data.teacher_cache import (
+    Contents,
+    TeacherCache,
+    fingerprint,
+    processing_of,
+    write_stream,
+)
+from kdjax.data.teacher_cache_stream import Taught
 from kdjax.networks import Network, logits_of
-from kdjax.training import Compute, Outcome, Program, Stage, Term, Validation, gather, mean
+from kdjax.networks.quantization import check_kept, keep
+from kdjax.training import (
+    Compute,
+    Deferred,
+    Outcome,
+    Program,
+    Stage,
+    Term,
+    Validation,
+    gather,
+    made,
+    mean,
+)
 from kdjax.training.optimizers import Training
 
 PyTree = Any
@@ -59,8 +80,10 @@ class Task:
       validate_every: steps between two looks at the validation split.
       given: role -> trained variables; a role that is here is not trained.
       mean, std: what images are normalised with; None: they stay in [0, 1].
-      cache_teacher: the teacher is run once over the training split, before the first step,
-        instead of in every step; for a student that sees the images as they are.
+      teacher_weights: what a teacher's matrices are kept in once it is trained (`networks.keep`).
+      cache_teacher: the teacher is run before the first step instead of in every step: once over
+        the training split where the student sees the images as they are, else over every view that
+        it will see, which are kept on disk (`taught_views`).
       taught_by, lessons: a teacher, and the training split with its outputs, where `prepared` has
         run it already.
     """
@@ -75,6 +98,7 @@ class Task:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     cache_teacher: bool = False
+    teacher_weights: str = "float32"
     taught_by: PyTree = None
     lessons: Split | None = None
 
@@ -86,11 +110,6 @@ class Task:
     shown: ClassVar[tuple[str, ...]] = ("accuracy", "agreement", "ece")
 
     def __post_init__(self):
-        if self.cache_teacher and self.training["student"].augment:
-            raise ValueError(
-                "cache_teacher keeps one teacher output an example, but the student's views are "
-                "augmented: take the augmentation away, or the cache"
-            )
         for role, training in self.training.items():
             size = len(self.dataset.splits["train"])
             if training.batch_size > size:
@@ -98,6 +117,7 @@ class Task:
                     f"batch_size={training.batch_size} of the {role} is larger than the train "
                     f"split of {self.dataset.name!r}, which has {size} examples"
                 )
+        check_kept(self.teacher_weights)
         if self.validate_every < 1:
             raise ValueError(f"validate_every must be at least 1, got {self.validate_every}")
         self.check_inputs()
@@ -159,9 +179,17 @@ class Task:
         """A random key of this task that depends on nothing but the seed and the name."""
         return jax.random.fold_in(jax.random.key(self.seed), zlib.crc32(name.encode()))
 
+    def start(self, role: str) -> PyTree | Deferred:
+        """The initial variables of a role, for a stage: the same for every method of a seed.
+
+        They do not exist before the stage makes them, cut as its layout says.
+        """
+        key = self.key(f"variables of {role}")
+        return Deferred(self.networks[role].init, (key, *self.examples(role)))
+
     def variables(self, role: str) -> PyTree:
-        """The initial variables of a role: the same for every method of a seed."""
-        return self.networks[role].init(self.key(f"variables of {role}"), *self.examples(role))
+        """What `start` makes, whole, to look at; the same bits."""
+        return made(self.start(role))
 
     def stream(
         self,
@@ -207,6 +235,7 @@ class Task:
         extra: Mapping[str, PyTree] = NOTHING,
         memory: PyTree = None,
         streams: Mapping[str, Any] | None = None,
+        examples: int | None = None,
         values: Mapping[str, float] = NOTHING,
     ) -> Generator:
         """The stage `distill`: a fresh student, taught by `teacher` on the stream `train`.
@@ -218,25 +247,32 @@ class Task:
           extra: further roles of the program.
           memory: what the program keeps besides variables, at the start; None: nothing.
           streams: what it reads; None: the stream `train` of the student.
+          examples: how many of them a step trains on, where that is not all.
           values: of the fields that the program reads as traced ones.
         """
-        taught, fields = yield from self.taught(teacher)
+        if streams is None:
+            taught, train = yield from self.taught_stream(teacher)
+            streams = {"train": train}
+        else:
+            taught, _ = yield from self.taught(teacher)
         return (
             yield Stage(
                 "distill",
                 program,
-                {"student": self.variables("student"), **taught, **extra},
-                streams or {"train": self.stream("student", fields=fields)},
+                {"student": self.start("student"), **taught, **extra},
+                streams,
                 self.training["student"].steps,
                 memory={} if memory is None else memory,
                 validation=self.validation("student"),
+                examples=examples,
                 values=values,
             )
         )
 
     def prepared(self) -> Generator:
         """This task after what is done once for all methods: the outputs of a cached teacher."""
-        if not self.cache_teacher or "teacher" not in self.given:
+        cached = self.cache_teacher and not self.training["student"].augment
+        if not cached or "teacher" not in self.given:
             return self
         teacher, records = self.given["teacher"], self.dataset.splits["train"]
         _, fields = yield from self.taught(teacher)
@@ -246,9 +282,14 @@ class Task:
     def taught(self, teacher: PyTree) -> Generator:
         """`(roles, fields)`: the teacher as a frozen role, or its outputs as fields of `train`."""
         if not self.cache_teacher:
-            return {"teacher": teacher}, {}
+            return {"teacher": self.kept("teacher", teacher)}, {}
         if self.lessons is not None and teacher is self.taught_by:
             return {}, self.lessons
+        if self.training["student"].augment:
+            raise ValueError(
+                "cache_teacher keeps one teacher output an example here, but the student's views "
+                "are augmented: take the augmentation away, or the cache"
+            )
         size = len(self.dataset.splits["train"]), self.num_outputs("teacher")
         found = yield Compute(
             "teacher_logits",
@@ -257,6 +298,63 @@ class Task:
         )
         return {}, {"teacher_logits": found["logits"]}
 
+    def taught_stream(self, teacher: PyTree) -> Generator:
+        """`(roles, stream)`: the student's batches, and the teacher as a frozen role or in them."""
+        if self.cache_teacher and self.training["student"].augment:
+            yield from ()
+            return {}, self.taught_views(teacher)
+        roles, fields = yield from self.taught(teacher)
+        return roles, self.stream("student", fields=fields)
+
+    def taught_views(self, teacher: PyTree) -> Taught:
+        """The student's batches with the teacher's logits of the very views that it sees.
+
+        The logits lie under `KDJAX_DATA_DIR`, by the teacher's weights and computation, what it
+        reads and what is done to that: one float32 entry for each example of each step, that is
+        `steps * batch_size`, or one an example and epoch. They are computed where they are
+        missing: after a kill, or for more steps. Another seed of the task has other views and a
+        cache of its own.
+        """
+        training, split = self.training["student"], self.dataset.splits["train"]
+        stream, teacher = self.stream("student"), gather(teacher)
+        reads, records = self.reads("teacher"), split.arrays()
+        seen = {name: records[name] for name in ((reads,) if isinstance(reads, str) else reads)}
+        fields = [*seen, "id", "epoch"]
+        if "mixup" in [augmentation.name for augmentation in augmentations(training.augment)]:
+            fields += ["partner_image", "partner_id"]
+        forward = _logits(self.networks["teacher"])
+        computation = forward.lower(teacher, *self.examples("teacher")).as_text()
+        contents = Contents(
+            "dense",
+            self.num_outputs("teacher"),
+            fingerprint({"computation": computation, "variables": teacher}),
+            tuple(fields),
+            preprocessing=processing_of(stream),
+        )
+        folder = data_dir() / "teacher_cache" / fingerprint([contents.to_json(), seen])[:32]
+        variables = jax.device_put(teacher)
+        write_stream(
+            folder,
+            stream,
+            lambda batch: forward(variables, *inputs(batch, reads)),
+            contents,
+            steps=training.steps,
+            split=split,
+        )
+        return TeacherCache(folder, contents).stream(stream, split)
+
+    def kept(self, role: str, variables: PyTree) -> PyTree:
+        """A role's variables as a stage that does not train it reads them: `teacher_weights`.
+
+        Everything that is said of the teacher is said of these. The same variables give the same
+        arrays, which members that share a teacher then share too.
+        """
+        if role != "teacher" or self.teacher_weights == "float32":
+            return variables
+        if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(variables)):
+            return keep(variables, self.teacher_weights)  # a plan is only traced
+        return _kept(Identity(variables), self.teacher_weights)
+
     def predict(self, role: str, variables: PyTree, split: str = "test") -> np.ndarray:
         """The logits of every example of a split, `[N, C]`, in evaluation mode.
 
@@ -264,7 +362,7 @@ class Task:
         """
         stream = self.sequential(split)
         forward = _forward(self.networks[role], stream.assemble, self.reads(role))
-        variables, parts = gather(variables), []
+        variables, parts = gather(self.kept(role, variables)), []
         for item in stream.items(whole=True):
             logits, where = forward(variables, stream.table, item)
             parts.append(np.asarray(logits)[np.asarray(where)])
@@ -284,6 +382,26 @@ class Task:
         return dataclasses.replace(self, given={**self.given, "teacher": variables})
 
 
+class Identity:
+    """A tree of arrays as a key: equal to another of the very same arrays."""
+
+    def __init__(self, tree: PyTree):
+        self.tree = tree
+        leaves, structure = jax.tree.flatten(tree)
+        self._key = (structure, tuple(map(id, leaves)))
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Identity) and self._key == other._key
+
+
+@functools.lru_cache(maxsize=1)
+def _kept(variables: Identity, kind: str) -> PyTree:
+    return keep(variables.tree, kind)
+
+
 @functools.lru_cache(maxsize=64)
 def _sequential(split: Split, mean, std):
     """One stream a split, so that its table is on the device once; every device gets examples."""
@@ -295,6 +413,11 @@ def _sequential(split: Split, mean, std):
 def _resident(split: Split, batch_size: int, seed: int, augment, mean, std):
     """One stream for all members that read the same batches: they are then read once."""
     return resident(split, batch_size, seed=seed, augment=augment, mean=mean, std=std)
+
+
+@functools.lru_cache(maxsize=64)
+def _logits(network: Network):
+    return jax.jit(lambda variables, *x: logits_of(network.apply(variables, *x).output))
 
 
 @functools.lru_cache(maxsize=64)

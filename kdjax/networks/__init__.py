@@ -7,6 +7,7 @@ from kdjax.networks.fusion import Fusion
 from kdjax.networks.heads import ClassifierHead, InstanceTemperature
 from kdjax.networks.inheritance import inherit_weights
 from kdjax.networks.linen import from_linen
+from kdjax.networks.lora import LoRA, attach
 from kdjax.networks.mlp import MLP
 from kdjax.networks.network import (
     Applied,
@@ -16,6 +17,7 @@ from kdjax.networks.network import (
     logits_of,
 )
 from kdjax.networks.nnx import from_nnx
+from kdjax.networks.precision import PRECISIONS, in_precision
 from kdjax.networks.projectors import (
     ABF,
     ConvRegressor,
@@ -33,6 +35,7 @@ from kdjax.networks.projectors import (
 )
 from kdjax.networks.registry import NAMES, build
 from kdjax.networks.resnet import ResNet
+from kdjax.networks.text_classifier import TextClassifier
 from kdjax.networks.transformer import Decoder, DecoderConfig
 from kdjax.networks.vit import ViT
 from kdjax.networks.wrn import WideResNet
@@ -41,6 +44,7 @@ __all__ = [
     "ABF",
     "MLP",
     "NAMES",
+    "PRECISIONS",
     "Applied",
     "ClassifierHead",
     "ConvRegressor",
@@ -51,6 +55,7 @@ __all__ = [
     "Fusion",
     "InstanceTemperature",
     "LinearEmbedding",
+    "LoRA",
     "Network",
     "OFDConnector",
     "Paraphraser",
@@ -60,18 +65,21 @@ __all__ = [
     "SemCKDAttention",
     "SemCKDProjector",
     "SimKDProjector",
+    "TextClassifier",
     "TextEncoder",
     "Translator",
     "VIDHead",
     "ViT",
     "WideResNet",
     "as_network",
+    "attach",
     "available_taps",
     "build",
     "count_parameters",
     "from_function",
     "from_linen",
     "from_nnx",
+    "in_precision",
     "inherit_weights",
     "logits_of",
 ]

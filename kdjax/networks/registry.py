@@ -17,6 +17,7 @@ from kdjax.networks.linen import from_linen
 from kdjax.networks.mlp import MLP
 from kdjax.networks.network import Network
 from kdjax.networks.resnet import ResNet
+from kdjax.networks.text_classifier import TextClassifier
 from kdjax.networks.transformer import Decoder, DecoderConfig
 from kdjax.networks.vit import ViT
 from kdjax.networks.wrn import WideResNet
@@ -36,6 +37,7 @@ NAMES: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
     "fusion": (Fusion, {}),
     "dual_encoder": (DualEncoder, {"image": "resnet8", "text": {}}),
 }
+TEXT: dict[str, type] = {"decoder": DecoderConfig, "text_classifier": TextClassifier}  # of tokens
 
 
 def build(name: str, num_classes: int, **options: Any) -> Network:
@@ -44,7 +46,8 @@ def build(name: str, num_classes: int, **options: Any) -> Network:
     So programs that are built on it share their compilation.
 
     Args:
-      name: one of `NAMES`, or `wrn_<depth>_<widen>` of any depth 6n + 4 and width, or "decoder".
+      name: one of `NAMES`, or `wrn_<depth>_<widen>` of any depth 6n + 4 and width, or one of
+        `TEXT`.
       num_classes: C, at least 1; the vocabulary of a decoder or a dual encoder.
       **options: attributes of the module that differ from what the name stands for; the fields of
         `DecoderConfig` for a decoder. A network within (`encoders` of a fusion, `image` of a dual
@@ -69,16 +72,19 @@ def _resolve(name: str, options: Mapping[str, Any]) -> tuple[type, tuple]:
         module, preset = NAMES[name]
     elif match := re.fullmatch(r"wrn_(\d+)_(\d+)", name):
         module, preset = WideResNet, {"depth": int(match[1]), "widen": int(match[2])}
-    elif name == "decoder":
-        module, preset = DecoderConfig, {}
+    elif name in TEXT:
+        module, preset = TEXT[name], {}
     else:
-        raise ValueError(f"unknown network {name!r}; {_nearest(name, [*NAMES, 'decoder'])}")
+        raise ValueError(f"unknown network {name!r}; {_nearest(name, [*NAMES, *TEXT])}")
     fields = {field.name for field in dataclasses.fields(module)}
-    valid = sorted(fields - {"parent", "name", "num_classes", "vocabulary"})
+    named = {"num_classes"} if module is TextClassifier else {"num_classes", "vocabulary"}
+    valid = sorted(fields - {"parent", "name"} - named)
     for option in options:
         if option not in valid:
             raise ValueError(f"{name} has no option {option!r}; {_nearest(option, valid)}")
     merged = {**preset, **options}
+    if module is TextClassifier and "vocabulary" not in merged:
+        raise ValueError(f"{name} needs the option 'vocabulary', the number of token ids")
     if module is Fusion:
         if not merged.get("encoders"):
             raise ValueError("fusion needs encoders: names of networks, one a modality")
@@ -97,7 +103,7 @@ def _within(where: str, given: Any) -> tuple[type, tuple]:
     """An encoder inside another network, as `_resolve` gives it."""
     options = {"name": given} if isinstance(given, str) else dict(given)
     module, options = _resolve(str(options.pop("name", None)), options)
-    if module in (Fusion, DualEncoder, DecoderConfig):
+    if module in (Fusion, DualEncoder, *TEXT.values()):
         raise ValueError(f"{where} must name image networks, got {given!r}")
     return module, options
 

@@ -4,17 +4,20 @@ from kdjax.training import traced
 from kdjax.training.checkpoint import CheckpointError, load_variables, save_variables
 from kdjax.training.interrupts import Interrupted
 from kdjax.training.journal import Recipe, run
+from kdjax.training.lock import WorkdirInUse
 from kdjax.training.loop import Settings
+from kdjax.training.loss_scale import LossScale
 from kdjax.training.metrics import MetricWriter, read_metrics
+from kdjax.training.nonfinite import NonFiniteLoss
 from kdjax.training.population import prefixed, together
 from kdjax.training.profiling import Profile
 from kdjax.training.progress import Display
-from kdjax.training.reports import NonFiniteLoss
 from kdjax.training.sharding import Layout, gather, make_mesh
 from kdjax.training.stage import (
     Combined,
     Compute,
     Context,
+    Deferred,
     Evaluation,
     Outcome,
     Program,
@@ -25,6 +28,7 @@ from kdjax.training.stage import (
     Validation,
     divide,
     gathered,
+    made,
     mean,
 )
 
@@ -33,10 +37,12 @@ __all__ = [
     "Combined",
     "Compute",
     "Context",
+    "Deferred",
     "Display",
     "Evaluation",
     "Interrupted",
     "Layout",
+    "LossScale",
     "MetricWriter",
     "NonFiniteLoss",
     "Outcome",
@@ -49,10 +55,12 @@ __all__ = [
     "Term",
     "Update",
     "Validation",
+    "WorkdirInUse",
     "divide",
     "gather",
     "gathered",
     "load_variables",
+    "made",
     "make_mesh",
     "mean",
     "prefixed",

@@ -35,10 +35,11 @@ def check(stage: Stage, layout: Layout) -> None:
     where = f"stage {stage.name!r}: backend='pmap'"
     if jax.process_count() > 1:
         raise ValueError(f"{where} is for one process, got {jax.process_count()}; use 'jit'")
-    if layout.mesh.shape["model"] > 1 or any(layout.rules.values()):
+    cut = sorted(role for role, rules in layout.rules.items() if rules and rules != "replicated")
+    if layout.mesh.shape["model"] > 1 or cut:
         raise ValueError(
             f"{where} replicates all variables: it takes no partition rules and no mesh axis "
-            f"'model', got rules for {sorted(layout.rules)} and "
+            f"'model', got rules for {cut} and "
             f"model={layout.mesh.shape['model']}; use 'jit'"
         )
     if stage.seeds:

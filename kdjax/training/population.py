@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import functools
 import json
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -13,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kdjax.training.journal import Recipe
-from kdjax.training.stage import Compute, Outcome, PyTree, Stage
+from kdjax.training.stage import Compute, Deferred, Outcome, PyTree, Stage, made
 from kdjax.training.state import State
 
 
@@ -41,6 +43,14 @@ class Bundle:
         self.table = first.table if one else _stack([s.table for s in streams])
         if hasattr(first, "batches"):
             self.batches = first.batches
+
+    def reordered(self, attempt: int) -> Bundle:
+        lacking = [s for s in self.streams if not hasattr(s, "reordered")]
+        if lacking:
+            raise ValueError(f"{type(lacking[0]).__name__} has one order only")
+        other = copy.copy(self)
+        other.streams = [s.reordered(attempt) for s in self.streams]
+        return other
 
     def items(self, *arguments) -> Iterator[PyTree]:
         if self.stateful:
@@ -70,6 +80,21 @@ def _stack(trees: Sequence[PyTree]) -> PyTree:
 
 def _join(trees: Sequence[PyTree]) -> PyTree:
     return jax.tree.map(lambda *x: jnp.concatenate(x), *trees)
+
+
+@functools.lru_cache(maxsize=64)
+def _each(function: Callable) -> Callable:
+    return jax.vmap(function)
+
+
+def _starts(trees: Sequence[PyTree | Deferred], join: Callable) -> PyTree | Deferred:
+    """A role's variables of all members; what is not made yet is made for all at once."""
+    functions = {tree.function if isinstance(tree, Deferred) else None for tree in trees}
+    if len(functions) > 1 or None in functions:
+        return join([made(tree) for tree in trees])
+    (function,) = functions
+    each = _each(function) if join is _stack else function
+    return Deferred(each, join([tree.arguments for tree in trees]))
 
 
 def _same(values: Sequence[Any]) -> bool:
@@ -131,13 +156,15 @@ def _merge(stages: Sequence[Stage], seeds: tuple[int, ...], names: tuple[str, ..
     for role in first.variables:
         trees = [s.variables[role] for s in stages]
         own = grouped and role not in first.shared  # an axis of members
-        if role not in first.program.live and not own and _same_leaves(trees):
+        deferred = any(isinstance(tree, Deferred) for tree in trees)
+        frozen = role not in first.program.live and not own and not deferred
+        if frozen and _same_leaves(trees):
             shared.add(role)
             variables[role] = trees[0]
             continue
         if role in first.shared:
             common.add(role)
-        variables[role] = _join(trees) if own else _stack(trees)
+        variables[role] = _starts(trees, _join if own else _stack)
     for name in first.data:
         data[name] = streams_of(name, [s.data[name] for s in stages])
     validation = first.validation

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 from flax import traverse_util
 
-from kdjax.training.stage import PyTree, Scalar, Stage, Variables
+from kdjax.training.loss_scale import begin
+from kdjax.training.stage import PyTree, Scalar, Stage, Update, Variables
 
 
 class State(NamedTuple):
@@ -108,21 +109,43 @@ def initial(stage: Stage) -> State:
             f"stage {stage.name!r}: variables has no role {missing[0]!r} that its program trains; "
             f"it has {sorted(stage.variables)}"
         )
-    variables = strong({role: dict(stage.variables[role]) for role in program.live})
-    memory = strong(stage.memory)
     check_values(stage)
+    variables = {role: dict(stage.variables[role]) for role in program.live}
+    return first(
+        program.updates,
+        program.schedules,
+        len(stage.seeds),
+        stage.validation is not None,
+        variables,
+        stage.memory,
+        stage.steps,
+        dict(stage.values),
+    )
 
-    def optimizers(variables, values):
-        first = values_at(program.schedules, values, jnp.int32(0), jnp.int32(stage.steps))
+
+def first(
+    updates: tuple[Update, ...],
+    schedules: Mapping[str, Callable],
+    members: int,
+    validated: bool,
+    variables: Variables,
+    memory: PyTree,
+    steps: int | jax.Array,
+    values: Mapping[str, Scalar],
+) -> State:
+    """The first state of a stage of so many members, 0 for one alone, from its live variables."""
+
+    def slots(variables, values):
+        values = values_at(schedules, values, jnp.int32(0), jnp.int32(steps))
         return tuple(
-            update.optimizer(first).init(pick(variables, update.trains))
-            for update in program.updates
+            begin(update.loss_scale, update.optimizer(values).init(pick(variables, update.trains)))
+            for update in updates
         )
 
-    members = len(stage.seeds)
-    opts = (jax.vmap(optimizers) if members else optimizers)(variables, dict(stage.values))
+    variables = strong(variables)
+    opts = (jax.vmap(slots) if members else slots)(variables, values)
     selected = {}
-    if stage.validation is not None:
+    if validated:
         shape = (members,) if members else ()
         selected = {
             "score": jnp.full(shape, -jnp.inf, jnp.float32),
@@ -130,4 +153,4 @@ def initial(stage: Stage) -> State:
             "variables": strong(variables),
         }
     done = jnp.zeros((), bool)
-    return State(jnp.zeros((), jnp.int32), variables, strong(opts), memory, selected, done)
+    return State(jnp.zeros((), jnp.int32), variables, strong(opts), strong(memory), selected, done)

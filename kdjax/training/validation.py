@@ -9,28 +9,38 @@ import numpy as np
 from kdjax.training.members import axis, population_axes, table_axis
 from kdjax.training.metrics import MetricWriter
 from kdjax.training.sharding import Layout, place
-from kdjax.training.stage import Stage
+from kdjax.training.stage import PyTree, Stage
 from kdjax.training.state import State
 from kdjax.training.step import compiled_validation
 
 
 class Validator:
-    """Evaluates the live variables without waiting, and lets the state keep the best."""
+    """Evaluates the live variables without waiting, and lets the state keep the best.
 
-    def __init__(self, stage: Stage, frozen, layout: Layout, first: int):
+    Args:
+      stage: has a validation.
+      frozen: its frozen roles, placed.
+      layout: mesh and rules.
+      first: the step that the stage begins or goes on at.
+      selected: the shardings of what the state keeps.
+    """
+
+    def __init__(self, stage: Stage, frozen, layout: Layout, first: int, selected: PyTree):
         validation = stage.validation
         axes = None
         if stage.seeds:
             frozen_axes, _, _ = population_axes(stage)
             table = table_axis(stage, "validation", validation.stream)
             axes = (tuple(sorted(frozen_axes.items())), table, axis(stage, "validation"))
-        self._score, self._choose, self.names = compiled_validation(
+        self._score, choose, self.names = compiled_validation(
             validation.evaluate,
             validation.stream.assemble,
             validation.score,
             axes,
             stage.groups,
         )
+        # What it returns lies as the state says, else the next step would be compiled anew.
+        self._choose = jax.jit(choose, donate_argnums=0, out_shardings=(selected, None))
         self._items = [layout.item(stage, "validation", item) for item in validation.stream.items()]
         self._table = place(validation.stream.table, layout.replicated)
         self._stage, self._frozen = stage, frozen

@@ -155,3 +155,8 @@ BAD = {
 def test_a_bad_config_is_refused(field, value):
     with pytest.raises(ValueError, match=BAD[field, value]):
         methods.configure("distillm", **{field: value})
+
+
+def test_a_step_trains_on_a_batch_not_on_the_rows_that_validate(stage):
+    assert stage.data["validation"].batch_size == 16
+    assert stage.examples == 2 * 8  # of the rows, and of the corpus

@@ -225,7 +225,3 @@ def test_a_bad_task_is_refused(task):
     nets = {**task.networks, "teacher": networks.build("mlp", 9, widths=(32,))}
     with pytest.raises(ValueError, match="the teacher has 9 classes"):
         dataclasses.replace(task, networks=nets)
-    augmented = {**task.training}
-    augmented["student"] = dataclasses.replace(augmented["student"], augment=("flip",))
-    with pytest.raises(ValueError, match="cache_teacher"):
-        dataclasses.replace(task, training=augmented, cache_teacher=True)

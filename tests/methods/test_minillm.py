@@ -160,3 +160,8 @@ BAD = {
 def test_a_bad_config_is_refused(field, value):
     with pytest.raises(ValueError, match=BAD[field, value]):
         methods.configure("minillm", **{field: value})
+
+
+def test_a_step_trains_on_a_batch_not_on_the_prompts_of_a_round(stage):
+    assert stage.data["train"].batch_size == CONFIG.rollouts
+    assert stage.examples == 2 * 8  # of the answers, and of the corpus

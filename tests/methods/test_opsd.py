@@ -29,8 +29,13 @@ from kdjax.training.state import pick
 MODEL = dataclasses.replace(toys.STUDENT, max_length=32)
 TEACHER_LENGTH, TRANSITION, REQUEST = 8, (1, 2), (3, 4, 5)
 PLAIN = opsd.Config(
-    temperature=1.0, sampling_temperature=1.0, sampling_top_k=None, sampling_top_p=None
+    temperature=1.0,
+    sampling_temperature=1.0,
+    sampling_top_k=None,
+    sampling_top_p=None,
+    lora_rank=0,
 )
+ADAPTED = dataclasses.replace(PLAIN, lora_rank=2, lora_alpha=6.0)
 PLACES = dataclasses.replace(PLAIN, reduction="sequence_mean", top_k=3, beta=0.2, temperature=1.3)
 FEATURES = "teacher_hidden"
 
@@ -414,6 +419,41 @@ def test_an_average_teacher_follows_the_student():
     assert (after(1.0, step=3), after(0.0, step=3)) == (0, 1)
 
 
+def test_adapters_start_as_the_model_and_have_the_gradient_of_its_kernels():
+    stage, plain = stage_of(ADAPTED), stage_of(PLAIN)
+    assert set(stage.variables) == {"base", "student"}  # the teacher is the base, no second copy
+    batch = {"train": privileged(toys.batch(8))}
+    ready = prepared(stage, batch)
+    toys.close(ready, prepared(plain, batch))
+    found, metrics = gradient_of(stage, ready)
+    expected, other = gradient_of(plain, ready)
+    np.testing.assert_allclose(metrics["loss"], other["loss"], rtol=1e-5)
+    assert metrics["loss"] > 0
+    adapters = stage.variables["student"]["params"]["block0"]
+    names = ("query", "key", "value", "out", "gate", "up", "down")
+    assert len(found["student"]) == 2 * len(names)
+    for name in names:  # B is zero: A has no gradient yet, and B has 6 / 2 of the kernel's
+        path = f"block0/{name}/kernel"
+        through = 3 * adapters[name]["kernel"]["a"].T @ expected["student"][path]
+        np.testing.assert_allclose(found["student"][f"{path}/b"], through, rtol=1e-3, atol=1e-6)
+        assert not found["student"][f"{path}/a"].any()
+
+
+@pytest.mark.slow
+def test_an_average_or_live_teacher_has_adapters_too(batch):
+    for teacher, roles in (("ema", {"base", "student", "teacher"}), ("live", {"base", "student"})):
+        stage = stage_of(dataclasses.replace(ADAPTED, teacher=teacher))
+        assert set(stage.variables) == roles
+        role = "teacher" if teacher == "ema" else "student"
+        moved = jax.tree.map(lambda x: x + 0.3, stage.variables[role])
+        other = dataclasses.replace(stage, variables={**stage.variables, role: moved})
+        expected = ADAPTED.lora.merge(stage.variables["base"], moved)
+        plain = stage_of(PLAIN)
+        merged = {"teacher": expected, "student": opsd.whole(ADAPTED, other.variables, "student")}
+        plain = dataclasses.replace(plain, variables=merged)
+        toys.close(prepared(other, batch)["train"], prepared(plain, batch)["train"])
+
+
 @pytest.mark.slow
 def test_a_teacher_may_reason_before_it_judges(stage):
     config = dataclasses.replace(PLAIN, max_rationale_tokens=4)
@@ -452,6 +492,9 @@ def test_a_teacher_may_reason_before_it_judges(stage):
         ({"top_k": 1}, "top_k must be at least 2, or None, got 1"),
         ({"sampling_top_k": 0}, "sampling_top_k must be at least 1"),
         ({"max_new_tokens": 0}, "max_new_tokens must be at least 1"),
+        ({"lora_rank": -1}, "lora_rank must not be negative, got -1"),
+        ({"lora_alpha": 0.0}, "alpha must be positive"),
+        ({"lora_dropout": 1.0}, "dropout must be in"),
         ({"max_rationale_tokens": -1}, "max_rationale_tokens must not be negative"),
         ({"top_k": 4, "loss": "sampled_token"}, "top_k=4 is of the divergence"),
     ],
@@ -493,8 +536,9 @@ def _right_padded(arrays):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("teacher", ["fixed", "ema", "live"])
-def test_a_run_is_deterministic_and_goes_on_where_it_was_cut(teacher, tmp_path):
-    config = dataclasses.replace(PLAIN, teacher=teacher, ema_decay=0.5)
+@pytest.mark.parametrize("start", [PLAIN, ADAPTED], ids=["whole", "adapters"])
+def test_a_run_is_deterministic_and_goes_on_where_it_was_cut(start, teacher, tmp_path):
+    config = dataclasses.replace(start, teacher=teacher, ema_decay=0.5)
     mine = task(validate_every=12)
     step = stage_of(config).program
     before = jax.tree.map(np.asarray, mine.variables("student"))
@@ -521,6 +565,18 @@ def test_a_run_is_deterministic_and_goes_on_where_it_was_cut(teacher, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, again.variables, whole.variables)
 
 
+@pytest.mark.slow
+def test_a_recipe_with_adapters_returns_a_whole_model_that_changed_where_they_are():
+    mine = task(validate_every=12)
+    before = mine.variables("student")["params"]
+    found = run(opsd.recipe(mine, dataclasses.replace(ADAPTED, teacher="fixed")))
+    for kept in (found.last, found.selected):
+        apart = jax.tree.map(lambda x, y: float(jnp.abs(x - y).max()), kept["params"], before)
+        assert apart["embedding"] == {"embedding": 0}
+        assert apart["block0"]["attention_norm"] == {"scale": 0}
+        assert apart["block0"]["down"]["kernel"] > 0
+
+
 SCRIPT = """
 import dataclasses, json
 import jax, numpy as np
@@ -535,6 +591,7 @@ found = {}
 for name, config in {
     "chunks": dataclasses.replace(tests.PLAIN, teacher="ema", max_rationale_tokens=2),
     "places": dataclasses.replace(tests.PLACES, teacher="live"),
+    "adapters": dataclasses.replace(tests.ADAPTED, teacher="ema"),
 }.items():
     layouts = [Layout(make_mesh(devices=jax.devices()[:1])), Layout(make_mesh())]
     task = tests.task(tests.reasoning, validate_every=12)

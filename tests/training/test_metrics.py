@@ -1,5 +1,6 @@
 """What a run tells while it runs: metrics on disk, lines or a bar on the screen."""
 
+import dataclasses
 import io
 import json
 import time
@@ -11,6 +12,7 @@ from rich.console import Console
 
 from kdjax.training import Display, MetricWriter, Settings, read_metrics, run
 from kdjax.training import Stage as Node
+from kdjax.training.reports import Reports
 
 
 def test_rows_are_json_lines_and_what_is_not_finite_is_null(tmp_path):
@@ -76,6 +78,23 @@ def test_a_window_is_the_mean_of_its_steps():
     )
     assert all(0 <= row["stall"] <= 1 for row in windows.rows)
     assert all(row["examples_per_second"] > 0 for row in windows.rows)
+
+
+@pytest.mark.parametrize(("examples", "expected"), [(None, 24), (6, 6)])
+def test_speed_counts_the_examples_that_a_step_trains_on(examples, expected, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    data = {"train": toys.TableStream(toys.problem(), 24)}
+    stage = Node("toy", toys.program(), {}, data, 5, examples=examples)
+    metrics = MetricWriter(None)
+    reports = Reports(stage, ["loss/ce"], 5, [], metrics, Display(enabled=False))
+    now[0] = 1.0  # five steps a second
+    for step in range(1, 6):
+        reports.add(step, np.ones((1, 2), np.float32), 0.0)
+    reports.write()
+    assert metrics.rows[-1]["examples_per_second"] == 5 * expected
+    with pytest.raises(ValueError, match="examples must be positive, got 0"):
+        dataclasses.replace(stage, examples=0)
 
 
 class SlowStream(toys.TableStream):
