@@ -3,8 +3,11 @@
     python -m experiments.compare --config=configs/mnist/compare.py --workdir=runs/compare
 
 Within a seed every method has the same teacher, the same initial student and the same batches in
-the same order; where `config.vmap` is set all seeds train together. The records hold the accuracy
-after the last step and where the validation split was best, never the best on the test split.
+the same order; where `config.vmap` is set all seeds train together, and with them the arms of one
+method that differ in traced fields only (temperatures, weights of losses, learning rates). The
+fields of an arm are its method's; `training` changes how its student is trained. The records hold
+the accuracy after the last step and where the validation split was best, never the best on the
+test split.
 """
 
 from __future__ import annotations
@@ -13,7 +16,8 @@ import dataclasses
 import pathlib
 import time
 from collections.abc import Generator, Mapping, Sequence
-from typing import Any
+from types import ModuleType
+from typing import Any, NamedTuple
 
 import jax
 import ml_collections
@@ -24,8 +28,10 @@ from ml_collections import config_flags
 from experiments import configuration, tasks
 from kdjax import evaluation, methods
 from kdjax.evaluation.tables import column
+from kdjax.methods.sweep import program_of, sweep
 from kdjax.methods.task import Task
 from kdjax.training import Display, prefixed, read_metrics, run, together
+from kdjax.training.optimizers import Training
 
 CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lies; started again, it goes on.")
@@ -34,27 +40,66 @@ RESULTS = flags.DEFINE_string("results", "", "Where records, table and plots go;
 FIELDS = ("arms", "seeds", "baseline", "name", "vmap", "apart")
 
 
-def arms_of(task: Task, arms: Mapping[str, tuple]) -> Generator:
-    """One teacher, then every arm in turn."""
+class Arm(NamedTuple):
+    """A method, its config, and how its student is trained."""
+
+    module: ModuleType
+    config: Any
+    training: Training
+
+    def task(self, task: Task) -> Task:
+        return dataclasses.replace(task, training={**task.training, "student": self.training})
+
+
+def arm(config: ml_collections.ConfigDict, name: str) -> Arm:
+    """An arm of a config."""
+    where, fields = f"config.arms.{name}", dict(config.arms[name])
+    changes = configuration.plain(fields.pop("training", {}))
+    usual = configuration.plain(config.student.training)
+    training = configuration.training(f"{where}.training", {**usual, **changes})
+    return Arm(*tasks.method(config, fields, where), training)
+
+
+def sweeps(task: Task, arms: Mapping[str, Arm], apart: Sequence[str]) -> dict[str, list[str]]:
+    """Prefix of stages -> the arms that train together; an arm with a stage in `apart` is alone."""
+    found: dict[Any, list[str]] = {}
+    for name, one in arms.items():
+        alone = any(stage.startswith(f"{name}/") for stage in apart)
+        if alone or not hasattr(one.module.Config, "traced"):
+            found[name] = [name]
+        else:
+            key = program_of(one.module, (one.task(task), one.config))
+            found.setdefault(key, []).append(name)
+    return {f"{n[0]}+{len(n) - 1}" if len(n) > 1 else n[0]: n for n in found.values()}
+
+
+def arms_of(task: Task, arms: Mapping[str, Arm], groups: Mapping[str, list[str]]) -> Generator:
+    """One teacher, then every group of arms in turn."""
     teacher = yield from methods.get(task.baseline).teacher(task)
     taught = yield from task.with_teacher(teacher).prepared()
     trained = {}
-    for name, (module, config) in arms.items():
-        trained[name] = yield from prefixed(module.recipe(taught, config), name)
-    return teacher, trained
+    for prefix, names in groups.items():
+        members = {name: (arms[name].task(taught), arms[name].config) for name in names}
+        module = arms[names[0]].module
+        if len(names) > 1:
+            trained |= yield from prefixed(sweep(module, members), prefix)
+        else:
+            trained[names[0]] = yield from prefixed(module.recipe(*members[names[0]]), prefix)
+    return teacher, {name: trained[name] for name in arms}
 
 
-def series(workdir: pathlib.Path, stages: Sequence[str], member: int | None) -> dict[str, Any]:
-    """The curves of one seed, of the stages named."""
-    found = evaluation.curves(read_metrics(workdir))
-    out = {}
-    for stage in stages:
-        for metric, (steps, values) in found.get(stage, {}).items():
+def series(workdir: pathlib.Path, prefix: str, name: str, member: int | None) -> dict[str, Any]:
+    """The curves of one seed of the arm `name`, whose stages are called `prefix/stage`."""
+    out: dict[str, Any] = {}
+    for stage, metrics in evaluation.curves(read_metrics(workdir)).items():
+        if not stage.startswith(f"{prefix}/"):
+            continue
+        for metric, (steps, values) in metrics.items():
             measured = metric.partition("/")[2]
             if measured in ("examples_per_second", "stall") or measured.startswith("time/"):
                 continue
             mine = values if member is None or values.ndim == 1 else values[:, member]
-            out.setdefault(stage, {})[metric] = (steps, mine)
+            out.setdefault(name + stage.removeprefix(prefix), {})[metric] = (steps, mine)
     return out
 
 
@@ -66,10 +111,7 @@ def main(argv: Sequence[str]) -> None:
     seeds = tuple(range(config.seeds))
     if not seeds:
         raise configuration.ConfigError(f"config.seeds must be at least 1, got {config.seeds}")
-    arms = {
-        name: tasks.method(config, fields, f"config.arms.{name}")
-        for name, fields in config.arms.items()
-    }
+    arms = {name: arm(config, name) for name in config.arms}
     if config.baseline not in arms:
         raise configuration.ConfigError(
             f"config.baseline={config.baseline!r} is not one of the arms {sorted(arms)}"
@@ -85,15 +127,17 @@ def main(argv: Sequence[str]) -> None:
     configuration.claim(workdir, config)
     display, began = Display(), time.monotonic()
 
+    groups = {name: [name] for name in arms}
     if config.vmap:
-        recipes = [arms_of(task, arms) for task in members]
+        groups = sweeps(first, arms, config.apart)
+        recipes = [arms_of(task, arms, groups) for task in members]
         outcomes = run(
             together(recipes, seeds, tuple(config.apart)),
             workdir=workdir,
             settings=settings,
             display=display,
         )
-        folders = [(workdir, k) for k in range(len(seeds))]
+        folders = [workdir] * len(seeds)
     else:
         outcomes, folders = [], []
         for task in members:
@@ -101,19 +145,20 @@ def main(argv: Sequence[str]) -> None:
             display.say(f"seed {task.seed}")
             outcomes.append(
                 run(
-                    arms_of(task, arms),
+                    arms_of(task, arms, groups),
                     seed=task.seed,
                     workdir=folder,
                     settings=settings,
                     display=display,
                 )
             )
-            folders.append((folder, None))
+            folders.append(folder)
     seconds = (time.monotonic() - began) / (len(seeds) * len(arms))
     results = pathlib.Path(RESULTS.value) if RESULTS.value else workdir / "results"
     environment = evaluation.environment()
     teachers, writes = [], jax.process_index() == 0
-    for task, (teacher, trained), (folder, member) in zip(members, outcomes, folders):
+    places = {n: (prefix, names) for prefix, names in groups.items() for n in names}
+    for k, (task, (teacher, trained), folder) in enumerate(zip(members, outcomes, folders)):
         taught = task.reference(teacher)
         teachers.append(task.scores("teacher", teacher, None)[task.shown[0]])
         for name, student in trained.items():
@@ -124,15 +169,15 @@ def main(argv: Sequence[str]) -> None:
             if not writes:  # but all must score: variables may lie on several hosts
                 continue
             metrics["selected"]["step"] = float(student.selected_step)
+            prefix, names = places[name]
+            member = k * len(names) + names.index(name) if config.vmap else None
             record = evaluation.Record(
                 method=name,
                 task=config.name,
                 seed=task.seed,
                 config=configuration.plain(config),
                 metrics=metrics,
-                curves=series(
-                    folder, [s for s in _stages(folder) if s.startswith(f"{name}/")], member
-                ),
+                curves=series(folder, prefix, name, member),
                 commit=environment["commit"],
                 versions=environment,
                 seconds=seconds,
@@ -140,10 +185,6 @@ def main(argv: Sequence[str]) -> None:
             evaluation.write_record(results / f"{name}-seed{task.seed}.json", record)
     if writes:
         publish(results, config, first, teachers)
-
-
-def _stages(folder: pathlib.Path) -> list[str]:
-    return sorted({row["stage"] for row in read_metrics(folder)})
 
 
 def publish(results: pathlib.Path, config, task: Task, teachers: Sequence[float]) -> None:

@@ -50,6 +50,7 @@ FIELDS = (
     "nonfinite_limit",
     "mesh",
     "sharding",
+    "backend",
 )
 ROLE = (
     "network",
@@ -63,7 +64,9 @@ ROLE = (
 )
 # Fields that do not change what is computed: a workdir may go on under other values of these. So
 # that a run which a loss has stopped can go on under another policy, that is one of them.
+# The back-end changes only what is random, or a batch statistic, a device.
 FREE = (
+    "backend",
     "checkpoint_every",
     "keep",
     "log_every",
@@ -101,8 +104,9 @@ def defaults() -> ml_collections.ConfigDict:
     config.log_every = 50
     config.nonfinite = "stop"
     config.nonfinite_limit = 10
-    config.mesh = dict(data=-1, model=1)
+    config.mesh = dict(data=-1, model=1, members_over_data=False)
     config.sharding = dict(teacher="replicated", student="replicated")
+    config.backend = "jit"
     return config
 
 
@@ -281,7 +285,7 @@ def restored(config: ml_collections.ConfigDict, task: Task) -> Any:
 
 def layout(config: ml_collections.ConfigDict) -> Layout:
     """The mesh and the partition rules of a config."""
-    only("config.mesh", config.mesh, ("data", "model"))
+    only("config.mesh", config.mesh, ("data", "model", "members_over_data"))
     rules = {}
     for role, rule in plain(config.sharding).items():
         where = f"config.sharding.{role}"
@@ -297,7 +301,8 @@ def layout(config: ml_collections.ConfigDict) -> Layout:
                 f"{where} must be a rule set's name or pairs (regex, axes), got {rule!r}"
             ) from error
     try:
-        return Layout(make_mesh(config.mesh.data, config.mesh.model), rules)
+        mesh = make_mesh(config.mesh.data, config.mesh.model)
+        return Layout(mesh, rules, config.mesh.get("members_over_data", False))
     except ValueError as error:
         raise ConfigError(f"config.mesh and config.sharding: {error}") from error
 
@@ -336,6 +341,7 @@ def settings(config: ml_collections.ConfigDict, **changes: Any) -> Settings:
     """How the stages of a config are run."""
     only("config.sharding", config.sharding, roles(config))
     return Settings(
+        backend=config.get("backend", "jit"),
         checkpoint_every=config.checkpoint_every,
         keep=config.keep,
         log_every=config.log_every,

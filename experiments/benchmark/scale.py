@@ -307,9 +307,10 @@ def loop() -> dict[str, Any]:
         frozen = layout.frozen(stage, frozen_of(stage))
         tables = {"train": stage.data["train"].table}
         items = {"train": next(stage.data["train"].items())}
+        values = {name: jnp.float32(x) for name, x in stage.values.items()}
         key, count = stage_keys(stage, jax.random.key(0)), jnp.int32(stage.steps)
 
-        def bare(state, step=step, rest=(frozen, tables, items, count, key), steps=steps):
+        def bare(state, step=step, rest=(frozen, tables, items, values, count, key), steps=steps):
             began = time.perf_counter()
             for _ in range(steps):
                 state, report = step.function(state, *rest)

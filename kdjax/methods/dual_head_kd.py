@@ -22,6 +22,7 @@ import dataclasses
 import functools
 import re
 from collections.abc import Generator
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +33,7 @@ from kdjax.methods import kd, supervised
 from kdjax.methods.task import Fields, Task, Trained, inputs
 from kdjax.networks import Network, from_linen, logits_of
 from kdjax.networks.heads import ClassifierHead
-from kdjax.training import Combined, Evaluation, Program, Term, Update, mean
+from kdjax.training import Combined, Evaluation, Program, Term, Update, mean, traced
 from kdjax.training.optimizers import Training
 
 LOSSES = ("binary_kl_norm", "binary_kl")
@@ -70,6 +71,8 @@ class Config:
     features: str = "features"
     main_head: str = "^head/"
     report_conflict: bool = False
+
+    traced: ClassVar[tuple[str, ...]] = ("temperature", "label_weight", "distillation_weight")
 
     def __post_init__(self):
         options = {
@@ -170,7 +173,7 @@ def program(
     dual = config.heads == "dual"
 
     def objective(variables, batch, context):
-        batch = batch["train"]
+        batch, c = batch["train"], traced.bind(config, context.values)
         rng, head_rng = jax.random.split(context.rng)
         options, x = dict(train=True, rng=rng), inputs(batch, fields)
         new = {}
@@ -183,13 +186,13 @@ def program(
             taught = logits_of(out.output)
         logits, where = logits_of(out.output), batch["where"]
         labelled = where & losses.valid_labels(batch["label"], logits.shape[-1])
-        loss = kernel(taught, batch["teacher_logits"], temperature=config.temperature)
+        loss = kernel(taught, batch["teacher_logits"], temperature=c.temperature)
         return Evaluation(
             {
                 "cross_entropy": mean(
-                    supervised.label_loss(logits, batch), labelled, config.label_weight
+                    supervised.label_loss(logits, batch), labelled, c.label_weight
                 ),
-                config.loss: mean(loss, where, config.distillation_weight),
+                config.loss: mean(loss, where, c.distillation_weight),
             },
             {"student": out.variables, **new},
         )
@@ -203,9 +206,8 @@ def program(
         microbatches=training.microbatches,
         loss_scale=training.scaling,
     )
-    return Program(
-        (update,), prepare=kd.teach(teacher, teacher_fields), schedules=training.schedules
-    )
+    prepare, values = kd.teach(teacher, teacher_fields), traced.names(training, config)
+    return Program((update,), prepare, training.schedules, values=values)
 
 
 def recipe(task: Task, config: Config) -> Generator:
@@ -213,7 +215,8 @@ def recipe(task: Task, config: Config) -> Generator:
     teacher = yield from supervised.teacher(task)
     student, training = task.networks["student"], task.training["student"]
     variables = task.variables("student")
-    head = auxiliary_head(task.dataset.num_classes, config)
+    fixed = traced.static(training), traced.static(config)
+    head = auxiliary_head(task.dataset.num_classes, fixed[1])
     extra = {}
     if config.heads == "dual":
         shape = jax.eval_shape(
@@ -224,6 +227,7 @@ def recipe(task: Task, config: Config) -> Generator:
         features = jnp.zeros(shape.shape, shape.dtype)
         extra["auxiliary"] = head.init(task.key("variables of auxiliary"), features)
     reads = task.reads("student"), task.reads("teacher")
-    step = program(student, task.networks["teacher"], head, training, config, *reads)
-    outcome = yield from task.distill(step, teacher, extra)
+    step = program(student, task.networks["teacher"], head, *fixed, *reads)
+    values = traced.values(training, config)
+    outcome = yield from task.distill(step, teacher, extra, values=values)
     return Trained.of(outcome, "student")

@@ -23,7 +23,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Generator, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +32,7 @@ from kdjax import losses
 from kdjax.methods import supervised
 from kdjax.methods.task import Fields, Task, Trained, inputs
 from kdjax.networks import Network, logits_of
-from kdjax.training import Evaluation, Program, Update, mean
+from kdjax.training import Evaluation, Program, Update, mean, traced
 from kdjax.training.optimizers import Training
 
 DEFAULTS: Mapping[str, Mapping[str, Any]] = {
@@ -67,6 +67,15 @@ class Config:
     alpha: float = 1.0
     beta: float = 1.0
     gamma: float = 1.0
+
+    traced: ClassVar[tuple[str, ...]] = (
+        "temperature",
+        "label_weight",
+        "distillation_weight",
+        "alpha",
+        "beta",
+        "gamma",
+    )
 
     def __post_init__(self):
         if self.loss not in DEFAULTS:
@@ -135,10 +144,9 @@ def program(
     teacher_fields: Fields = "image",
 ) -> Program:
     """One update of the student, taught on the same views that it sees."""
-    compare = distance(config)
 
     def objective(variables, batch, context):
-        batch = batch["train"]
+        batch, c = batch["train"], traced.bind(config, context.values)
         x = inputs(batch, fields)
         out = student.apply(variables["student"], *x, train=True, rng=context.rng)
         logits, taught = logits_of(out.output), batch["teacher_logits"]
@@ -146,13 +154,13 @@ def program(
         labelled = where & losses.valid_labels(batch["label"], logits.shape[-1])
         agree = (jnp.argmax(logits, -1) == jnp.argmax(taught, -1)).astype(jnp.float32)
         used = labelled if config.loss in ("dkd", "nkd") else where
-        loss = compare(logits, taught, batch["label"], where)
+        loss = distance(c)(logits, taught, batch["label"], where)
         if config.loss == "dist":  # a mean over the batch already
             loss = jnp.broadcast_to(loss, where.shape)
         return Evaluation(
             {
                 "cross_entropy": mean(
-                    supervised.label_loss(logits, batch), labelled, config.label_weight
+                    supervised.label_loss(logits, batch), labelled, c.label_weight
                 ),
                 config.loss: mean(loss, used, context.values["distillation_weight"]),
             },
@@ -161,9 +169,8 @@ def program(
         )
 
     def weight(step: jax.Array, steps: jax.Array) -> jax.Array:
-        if not config.warmup:
-            return jnp.float32(config.distillation_weight)
-        return config.distillation_weight * jnp.minimum(1.0, (step + 1) / (config.warmup * steps))
+        ramp = jnp.minimum(1.0, (step + 1) / (config.warmup * steps)) if config.warmup else 1.0
+        return traced.factor(config.distillation_weight) * ramp
 
     update = Update(
         objective,
@@ -174,14 +181,16 @@ def program(
         batchwise=config.loss == "dist",
     )
     schedules = {**training.schedules, "distillation_weight": weight}
-    return Program((update,), prepare=teach(teacher, teacher_fields), schedules=schedules)
+    values = traced.names(training, config)
+    return Program((update,), teach(teacher, teacher_fields), schedules, values=values)
 
 
 def recipe(task: Task, config: Config) -> Generator:
     """A teacher, given or trained, then one stage of distillation."""
     teacher = yield from supervised.teacher(task)
     student, training = task.networks["student"], task.training["student"]
+    fixed = traced.static(training), traced.static(config)
     reads = task.reads("student"), task.reads("teacher")
-    step = program(student, task.networks["teacher"], training, config, *reads)
-    outcome = yield from task.distill(step, teacher)
+    step = program(student, task.networks["teacher"], *fixed, *reads)
+    outcome = yield from task.distill(step, teacher, values=traced.values(training, config))
     return Trained.of(outcome, "student")

@@ -19,6 +19,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Generator
+from typing import ClassVar
 
 import jax.numpy as jnp
 
@@ -26,7 +27,7 @@ from kdjax import losses
 from kdjax.methods import kd, supervised
 from kdjax.methods.task import Fields, Task, Trained, inputs
 from kdjax.networks import Network, logits_of
-from kdjax.training import Evaluation, Program, Update, mean
+from kdjax.training import Evaluation, Program, Update, mean, traced
 from kdjax.training.optimizers import Training
 
 WEIGHTINGS = ("teacher", "uniform", "position", "first")
@@ -41,6 +42,8 @@ class Config:
 
     temperature: float = 1.0
     weighting: str = "teacher"
+
+    traced: ClassVar[tuple[str, ...]] = ("temperature",)
 
     def __post_init__(self):
         if not self.temperature > 0:
@@ -78,7 +81,7 @@ def program(
     """One update of the student."""
 
     def objective(variables, batch, context):
-        batch = batch["train"]
+        batch, c = batch["train"], traced.bind(config, context.values)
         if "mix" in batch:
             raise ValueError("plackett_luce ranks one label first: it cannot train on mixup")
         x = inputs(batch, fields)
@@ -87,7 +90,7 @@ def program(
         where = batch["where"] & losses.valid_labels(batch["label"], logits.shape[-1])
         agree = (jnp.argmax(logits, -1) == jnp.argmax(taught, -1)).astype(jnp.float32)
         return Evaluation(
-            {"plackett_luce": mean(loss(logits, taught, batch["label"], config), where)},
+            {"plackett_luce": mean(loss(logits, taught, batch["label"], c), where)},
             {"student": out.variables},
             metrics={"agreement": mean(agree, where)},
         )
@@ -99,15 +102,16 @@ def program(
         microbatches=training.microbatches,
         loss_scale=training.scaling,
     )
-    prepare = kd.teach(teacher, teacher_fields)
-    return Program((update,), prepare=prepare, schedules=training.schedules)
+    prepare, values = kd.teach(teacher, teacher_fields), traced.names(training, config)
+    return Program((update,), prepare, training.schedules, values=values)
 
 
 def recipe(task: Task, config: Config) -> Generator:
     """A teacher, given or trained, then one stage with the list-wise loss alone."""
     teacher = yield from supervised.teacher(task)
     student, training = task.networks["student"], task.training["student"]
+    fixed = traced.static(training), traced.static(config)
     reads = task.reads("student"), task.reads("teacher")
-    step = program(student, task.networks["teacher"], training, config, *reads)
-    outcome = yield from task.distill(step, teacher)
+    step = program(student, task.networks["teacher"], *fixed, *reads)
+    outcome = yield from task.distill(step, teacher, values=traced.values(training, config))
     return Trained.of(outcome, "student")

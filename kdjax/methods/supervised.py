@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Generator
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 from kdjax import losses
 from kdjax.methods.task import Fields, Task, Trained, inputs
 from kdjax.networks import Network, logits_of
-from kdjax.training import Evaluation, Program, Stage, Update, mean
+from kdjax.training import Evaluation, Program, Stage, Update, mean, traced
 from kdjax.training.optimizers import Training
 
 
@@ -25,6 +26,7 @@ class Config:
     label_smoothing: in [0, 1).
     """
 
+    traced: ClassVar[tuple[str, ...]] = ("label_smoothing",)
     label_smoothing: float = 0.0
 
     def __post_init__(self):
@@ -48,13 +50,13 @@ def program(
     """One update of one role on the stream `train`."""
 
     def objective(variables, batch, context):
-        batch = batch["train"]
+        batch, c = batch["train"], traced.bind(config, context.values)
         out = network.apply(variables[role], *inputs(batch, fields), train=True, rng=context.rng)
         logits = logits_of(out.output)
         where = batch["where"] & losses.valid_labels(batch["label"], logits.shape[-1])
         correct = (jnp.argmax(logits, -1) == batch["label"]).astype(jnp.float32)
         return Evaluation(
-            {"cross_entropy": mean(label_loss(logits, batch, config.label_smoothing), where)},
+            {"cross_entropy": mean(label_loss(logits, batch, c.label_smoothing), where)},
             {role: out.variables},
             metrics={"accuracy": mean(correct, where)},
         )
@@ -66,19 +68,22 @@ def program(
         microbatches=training.microbatches,
         loss_scale=training.scaling,
     )
-    return Program((update,), schedules=training.schedules)
+    values = traced.names(training, config)
+    return Program((update,), schedules=training.schedules, values=values)
 
 
 def stage(task: Task, role: str, name: str, config: Config = Config()) -> Stage:
     """The stage that trains `role` with the labels."""
     training = task.training[role]
+    fixed = traced.static(training), traced.static(config)
     return Stage(
         name,
-        program(role, task.networks[role], training, config, task.reads(role)),
+        program(role, task.networks[role], *fixed, task.reads(role)),
         {role: task.start(role)},
         {"train": task.stream(role)},
         training.steps,
         validation=task.validation(role),
+        values=traced.values(training, config),
     )
 
 

@@ -84,6 +84,8 @@ class Task:
       cache_teacher: the teacher is run before the first step instead of in every step: once over
         the training split where the student sees the images as they are, else over every view that
         it will see, which are kept on disk (`taught_views`).
+      taught_by, lessons: a teacher, and the training split with its outputs, where `prepared` has
+        run it already.
     """
 
     dataset: Dataset
@@ -97,6 +99,8 @@ class Task:
     std: tuple[float, ...] | None = None
     cache_teacher: bool = False
     teacher_weights: str = "float32"
+    taught_by: PyTree = None
+    lessons: Split | None = None
 
     # What methods know a task of this kind by; the method that trains one network alone; the
     # metric that validation selects by; which scores are shown, the most important one first.
@@ -192,7 +196,7 @@ class Task:
         role: str,
         split: str = "train",
         name: str = "",
-        fields: Mapping[str, np.ndarray] = NOTHING,
+        fields: Mapping[str, np.ndarray] | Split = NOTHING,
     ):
         """The batches a role trains on: the same order for every method of a seed.
 
@@ -200,22 +204,17 @@ class Task:
           role: whose batch size and augmentation.
           split: which part of the data set.
           name: tells apart several streams of one role.
-          fields: further fields of the split, one row an example.
+          fields: further fields of the split, one row an example; or a split that has them.
         """
         records = self.dataset.splits[split]
-        if fields:
+        if isinstance(fields, Split):
+            records = fields
+        elif fields:
             records = Split.of({**records.arrays(), **fields}, records.where)
         training = self.training[role]
         number = zlib.crc32(f"stream {name} of {role}".encode())
         seed = int(np.random.SeedSequence([self.seed, number]).generate_state(1)[0] >> 1)
-        return resident(
-            records,
-            training.batch_size,
-            seed=seed,
-            augment=training.augment,
-            mean=self.mean,
-            std=self.std,
-        )
+        return _resident(records, training.batch_size, seed, training.augment, self.mean, self.std)
 
     def sequential(self, split: str):
         """Every example of a split once, as it is; one stream a split."""
@@ -237,6 +236,7 @@ class Task:
         memory: PyTree = None,
         streams: Mapping[str, Any] | None = None,
         examples: int | None = None,
+        values: Mapping[str, float] = NOTHING,
     ) -> Generator:
         """The stage `distill`: a fresh student, taught by `teacher` on the stream `train`.
 
@@ -248,6 +248,7 @@ class Task:
           memory: what the program keeps besides variables, at the start; None: nothing.
           streams: what it reads; None: the stream `train` of the student.
           examples: how many of them a step trains on, where that is not all.
+          values: of the fields that the program reads as traced ones.
         """
         if streams is None:
             taught, train = yield from self.taught_stream(teacher)
@@ -264,18 +265,26 @@ class Task:
                 memory={} if memory is None else memory,
                 validation=self.validation("student"),
                 examples=examples,
+                values=values,
             )
         )
 
     def prepared(self) -> Generator:
-        """This task after what is done once before any method begins: here, nothing."""
-        yield from ()
-        return self
+        """This task after what is done once for all methods: the outputs of a cached teacher."""
+        cached = self.cache_teacher and not self.training["student"].augment
+        if not cached or "teacher" not in self.given:
+            return self
+        teacher, records = self.given["teacher"], self.dataset.splits["train"]
+        _, fields = yield from self.taught(teacher)
+        lessons = Split.of({**records.arrays(), **fields}, records.where)
+        return dataclasses.replace(self, taught_by=teacher, lessons=lessons)
 
     def taught(self, teacher: PyTree) -> Generator:
         """`(roles, fields)`: the teacher as a frozen role, or its outputs as fields of `train`."""
         if not self.cache_teacher:
             return {"teacher": self.kept("teacher", teacher)}, {}
+        if self.lessons is not None and teacher is self.taught_by:
+            return {}, self.lessons
         if self.training["student"].augment:
             raise ValueError(
                 "cache_teacher keeps one teacher output an example here, but the student's views "
@@ -398,6 +407,12 @@ def _sequential(split: Split, mean, std):
     """One stream a split, so that its table is on the device once; every device gets examples."""
     devices = jax.device_count()
     return sequential(split, -(-min(256, len(split)) // devices) * devices, mean=mean, std=std)
+
+
+@functools.lru_cache(maxsize=64)
+def _resident(split: Split, batch_size: int, seed: int, augment, mean, std):
+    """One stream for all members that read the same batches: they are then read once."""
+    return resident(split, batch_size, seed=seed, augment=augment, mean=mean, std=std)
 
 
 @functools.lru_cache(maxsize=64)

@@ -1,5 +1,6 @@
 """The engine: updates, programs, stages and recipes, run from a journal."""
 
+from kdjax.training import traced
 from kdjax.training.checkpoint import CheckpointError, load_variables, save_variables
 from kdjax.training.interrupts import Interrupted
 from kdjax.training.journal import Recipe, run
@@ -26,6 +27,7 @@ from kdjax.training.stage import (
     Update,
     Validation,
     divide,
+    gathered,
     made,
     mean,
 )
@@ -56,6 +58,7 @@ __all__ = [
     "WorkdirInUse",
     "divide",
     "gather",
+    "gathered",
     "load_variables",
     "made",
     "make_mesh",
@@ -65,4 +68,5 @@ __all__ = [
     "run",
     "save_variables",
     "together",
+    "traced",
 ]

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from kdjax.training import pmap
 from kdjax.training.stage import Context, Evaluation, PyTree, Term, Update, Variables, divide
 from kdjax.training.state import put
 
@@ -119,14 +120,15 @@ def gradient(
     the parameters; only the numbers in between know of it.
     """
     taken = _cached if update.embed is not None else _accumulated
-    result = taken(update, params, live, frozen, batch, context, scale)
+    result = taken(update, params, live, frozen, batch, pmap.own(context), scale)
     if scale is None:
         return result
     return result._replace(gradient=jax.tree.map(lambda g: g / scale, result.gradient))
 
 
 def _accumulated(update, params, live, frozen, batch, context, scale) -> Result:
-    """The gradients of the micro-batches, added up."""
+    """The gradients of the micro-batches, added up, and of the devices under `pmap`."""
+    axis, before = context.axis, live
 
     def evaluate(params, live, memory, part, i):
         inner = context._replace(memory=memory, rng=jax.random.fold_in(context.rng, i))
@@ -137,15 +139,20 @@ def _accumulated(update, params, live, frozen, batch, context, scale) -> Result:
     def part_gradient(live, memory, part, i, weights, share):
         def losses(params):
             evaluation, new, kept = evaluate(params, live, memory, part, i)
-            parts = _parts(evaluation, weights or _weights(evaluation))
-            return parts, (new, kept, _report(evaluation, parts, share))
+            whole = weights or pmap.total(lax.stop_gradient(_weights(evaluation)), axis)
+            parts = _parts(evaluation, whole)
+            return parts, (new, kept, _report(evaluation, parts, pmap.share(share, axis)))
 
         return _pull(update, losses, params, scale)
+
+    def over_devices(grads, live, memory, metrics):
+        grads, metrics = pmap.total((grads, metrics), axis)
+        return Result(grads, pmap.averaged(before, live, axis), memory, metrics)
 
     n = update.microbatches
     if n == 1:
         grads, (live, memory, metrics) = part_gradient(live, context.memory, batch, 0, None, 1.0)
-        return Result(grads, live, memory, metrics)
+        return over_devices(grads, live, memory, metrics)
 
     cut, first = microbatch(batch, n), jax.tree.map(lambda x: x[0], microbatch(batch, n))
 
@@ -154,6 +161,7 @@ def _accumulated(update, params, live, frozen, batch, context, scale) -> Result:
 
     start = _zeros(lambda: _weights(evaluate(params, live, context.memory, first, 0)[0]))
     weights, _ = lax.scan(weigh, start, (cut, jnp.arange(n)))
+    weights = pmap.total(weights, axis)
 
     def accumulate(carry, x):
         total, live, memory, metrics = carry
@@ -167,7 +175,7 @@ def _accumulated(update, params, live, frozen, batch, context, scale) -> Result:
     )
     start = (zero[0], live, context.memory, zero[1])
     (grads, live, memory, metrics), _ = lax.scan(accumulate, start, (cut, jnp.arange(n)))
-    return Result(grads, live, memory, metrics)
+    return over_devices(grads, live, memory, metrics)
 
 
 def _cached(update, params, live, frozen, batch, context, scale) -> Result:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kdjax.training import stream_states
+from kdjax.training import pmap, stream_states
 from kdjax.training.checkpoint import Checkpoints
 from kdjax.training.interrupts import Interrupted, Interrupts
 from kdjax.training.metrics import MetricWriter
@@ -23,7 +23,7 @@ from kdjax.training.progress import Display
 from kdjax.training.reports import Reports, check_parameters
 from kdjax.training.sharding import Layout, place
 from kdjax.training.stage import Stage, abstract
-from kdjax.training.state import State, initial, strong
+from kdjax.training.state import State, check_values, initial, strong
 from kdjax.training.step import compiled_start, compiled_step, frozen_of
 from kdjax.training.validation import Validator
 
@@ -39,6 +39,7 @@ class Settings:
       keep: checkpoints of an unfinished stage that stay on disk.
       log_every: steps a line of metrics averages over.
       layout: mesh and partition rules.
+      backend: "jit", or "pmap": a program a device, see `pmap.py`. What is on disk is the same.
       profile: steps that are traced; None: none.
       nonfinite: what a loss or gradient that is not finite does: "stop" the run; "skip" the update,
         which then changes nothing; "rollback": the stage goes back to its newest checkpoint at a
@@ -51,6 +52,7 @@ class Settings:
     keep: int = 2
     log_every: int = 50
     layout: Layout = dataclasses.field(default_factory=Layout)
+    backend: str = "jit"
     profile: Profile | None = None
     nonfinite: str = "stop"
     nonfinite_limit: int = 10
@@ -67,16 +69,24 @@ class Settings:
             raise ValueError(f"nonfinite must be one of {POLICIES}, got {self.nonfinite!r}")
         if self.nonfinite_limit < 1:
             raise ValueError(f"nonfinite_limit must be at least 1, got {self.nonfinite_limit}")
+        if self.backend not in ("jit", "pmap"):
+            raise ValueError(f"backend must be 'jit' or 'pmap', got {self.backend!r}")
 
 
 def stage_keys(stage: Stage, key: jax.Array) -> jax.Array:
     """The random key of a stage's steps, one a member where there are members."""
     seed, name = stage.origin or (None, stage.name)
-    number = np.uint32(zlib.crc32(name.encode()))
     key = key if seed is None else jax.random.key(seed)
     if not stage.seeds:
-        return jax.random.fold_in(key, number)
-    return jnp.stack([jax.random.fold_in(jax.random.key(s), number) for s in stage.seeds])
+        return jax.random.fold_in(key, _number(name))
+    names = stage.names or (name,) * len(stage.seeds)
+    return jnp.stack(
+        [jax.random.fold_in(jax.random.key(s), _number(n)) for s, n in zip(stage.seeds, names)]
+    )
+
+
+def _number(name: str) -> np.uint32:
+    return np.uint32(zlib.crc32(name.encode()))
 
 
 def abstract_state(stage: Stage, layout: Layout) -> State:
@@ -108,8 +118,11 @@ def check_stage(stage: Stage, layout: Layout) -> None:
         raise ValueError(f"stage {stage.name!r}: steps must be at least 1, got {stage.steps}")
     if not stage.data:
         raise ValueError(f"stage {stage.name!r}: data must hold at least one stream")
+    check_values(stage)
+    layout.check_members(stage)
     for name, stream in stage.data.items():
-        layout.check_batch(name, stream.batch_size)
+        if not layout.cuts_members(stage):
+            layout.check_batch(name, stream.batch_size)
 
 
 def start(stage: Stage, layout: Layout) -> State:
@@ -130,12 +143,13 @@ def start(stage: Stage, layout: Layout) -> State:
             state = state._replace(selected={**state.selected, "score": scores})
         return place(state, jax.tree.map(lambda s: s.sharding, like))
     shardings = jax.tree.map(lambda s: s.sharding, abstract_state(stage, layout))
-    members = bool(stage.seeds)
+    lead = layout.lead(stage)
     variables = {
-        role: dict(layout.make(role, stage.variables[role], members)) for role in stage.program.live
+        role: dict(layout.make(role, stage.variables[role], lead)) for role in stage.program.live
     }
     memory = place(strong(stage.memory), shardings.memory)
-    return compiled_start(stage, shardings)(variables, memory, stage.steps)
+    values = {name: np.asarray(x, np.float32) for name, x in stage.values.items()}
+    return compiled_start(stage, shardings)(variables, memory, stage.steps, values)
 
 
 def train(
@@ -150,6 +164,8 @@ def train(
     """Runs a stage to its end, from its newest checkpoint if it has one."""
     stage = continued(stage)
     check_stage(stage, settings.layout)
+    if settings.backend == "pmap":
+        pmap.check(stage, settings.layout)
     policy = NonFinitePolicy(stage, settings.nonfinite, settings.nonfinite_limit)
     while True:
         try:
@@ -161,9 +177,11 @@ def train(
 
 
 def _attempt(stage, key, settings, checkpoints, metrics, display, interrupts, policy) -> State:
-    layout = settings.layout
+    layout, per_device = settings.layout, settings.backend == "pmap"
     found = checkpoints.newest(abstract_state(stage, layout)) if checkpoints else None
     state, extra = found if found else (start(stage, layout), {})
+    if per_device:
+        state = pmap.place(state, layout)
     first = int(state.step)
     policy.restore(extra)
     if found:
@@ -172,12 +190,13 @@ def _attempt(stage, key, settings, checkpoints, metrics, display, interrupts, po
         display.say(f"metrics.jsonl: line {number} was damaged and is left out")
 
     shardings = jax.tree.map(lambda x: x.sharding, state)
-    compiled = compiled_step(stage, shardings, policy.skips)
+    compiled = compiled_step(stage, shardings, policy.skips, layout if per_device else None)
+    put = pmap.item if per_device else Layout.item
     frozen = layout.frozen(stage, frozen_of(stage))
     tables = {name: place(s.table, layout.replicated) for name, s in stage.data.items()}
-    keys = place(policy.keys(stage_keys(stage, key)), layout.replicated)
+    keys = place(policy.keys(stage_keys(stage, key)), layout.members(stage))
     steps = place(jnp.int32(stage.steps), layout.replicated)
-    members = {name: bool(stage.seeds) and name not in stage.shared for name in stage.data}
+    values = place({n: jnp.float32(x) for n, x in stage.values.items()}, layout.members(stage))
     kept = stream_states.of_this(stage, extra.get("stream_states", ()))
     streams = {
         name: policy.stream(stream).items(first, kept.get(name))
@@ -200,6 +219,11 @@ def _attempt(stage, key, settings, checkpoints, metrics, display, interrupts, po
     flags: list[jax.Array] = []
     saved = first
 
+    def check(step: int) -> None:
+        check_parameters(stage, state, step)
+        if per_device:
+            pmap.check_equal(stage, state, step)
+
     def settle() -> int:
         """Waits for what was dispatched, and keeps the reports of the steps that counted."""
         end = int(state.step)
@@ -217,7 +241,7 @@ def _attempt(stage, key, settings, checkpoints, metrics, display, interrupts, po
         pending = reports.pending(step)
         if validator:
             validator.write(metrics)
-        check_parameters(stage, state, step)
+        check(step)
         states = {n: streams[n].state() for n, stream in stage.data.items() if stream.stateful}
         states = stream_states.of_all(states)
         kept = {"pending": pending, "stream_states": states, "nonfinite": policy.kept()}
@@ -242,9 +266,11 @@ def _attempt(stage, key, settings, checkpoints, metrics, display, interrupts, po
             # While an earlier step is still computed, the data was not waited for.
             idle = report is None or report.is_ready()
             waited = ready - before if idle else 0.0
-            items = {name: layout.item(item, members[name]) for name, item in raw.items()}
-            state, report = compiled.function(state, frozen, tables, items, steps, keys)
+            items = {name: put(layout, stage, name, item) for name, item in raw.items()}
+            state, report = compiled.function(state, frozen, tables, items, values, steps, keys)
             reports.clock.add(ready - before, time.monotonic() - ready)
+            if per_device and step == first + 1:
+                check(step)
             if stage.program.stop is not None:
                 flags.append(jnp.copy(state.done))
                 flags = flags[-1 - _LAG :]
@@ -266,7 +292,7 @@ def _attempt(stage, key, settings, checkpoints, metrics, display, interrupts, po
             if validator.last != step:
                 state = validator(state, metrics)
                 validator.write(metrics)
-        check_parameters(stage, state, step)
+        check(step)
     finally:
         display.close()
         profiler.close(report)

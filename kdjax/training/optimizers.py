@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from kdjax.training import traced
 from kdjax.training.loss_scale import LossScale
 
 OPTIMIZERS = ("adamw", "adam", "sgd")
@@ -36,6 +37,8 @@ class Training:
       loss_scale: the first scale of a loss whose network computes in float16; 0: not scaled.
       loss_scale_growth: finite gradients in a row after which it doubles.
     """
+
+    traced: ClassVar[tuple[str, ...]] = ("learning_rate", "weight_decay")
 
     steps: int = 1000
     batch_size: int = 64
@@ -91,7 +94,7 @@ class Training:
             factor = 1.0
         if self.warmup:
             factor = factor * jnp.minimum(1.0, (step + 1) / (self.warmup * steps))
-        return self.learning_rate * factor
+        return traced.factor(self.learning_rate) * factor
 
     @property
     def schedules(self) -> dict[str, Callable]:
@@ -105,14 +108,14 @@ class Training:
 
     def transformation(self, values: Mapping[str, jax.Array]) -> optax.GradientTransformation:
         """What an `Update` takes as its optimizer: reads `values["learning_rate"]`."""
-        rate = values["learning_rate"]
+        rate, weight_decay = values["learning_rate"], traced.bind(self, values).weight_decay
         if self.optimizer == "sgd":
-            parts = [optax.add_decayed_weights(self.weight_decay)] if self.weight_decay else []
+            parts = [optax.add_decayed_weights(weight_decay)]
             parts.append(optax.sgd(rate, momentum=self.momentum or None))
         elif self.optimizer == "adam":
             parts = [optax.adam(rate)]
         else:
-            parts = [optax.adamw(rate, weight_decay=self.weight_decay)]
+            parts = [optax.adamw(rate, weight_decay=weight_decay)]
         if self.clip:
             parts.insert(0, optax.clip_by_global_norm(self.clip))
         return optax.chain(*parts)

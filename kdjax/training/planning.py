@@ -22,7 +22,7 @@ from kdjax.training.journal import Recipe
 from kdjax.training.loop import abstract_state, check_stage, continued, stage_keys
 from kdjax.training.sharding import Layout
 from kdjax.training.stage import Compute, Context, Outcome, PyTree, Stage, abstract
-from kdjax.training.state import State, initial
+from kdjax.training.state import State, initial, values_at
 from kdjax.training.step import compiled_step, compiled_validation, frozen_of
 
 
@@ -175,12 +175,14 @@ def plan_stage(stage: Stage, layout: Layout) -> StagePlan:
     }
     tables = {name: _everywhere(stream.table, layout) for name, stream in stage.data.items()}
     items = {
-        name: layout.item(next(iter(stream.items(0, None))), False)
+        name: layout.item(stage, name, next(iter(stream.items(0, None))))
         for name, stream in stage.data.items()
     }
     keys = jax.eval_shape(lambda: stage_keys(stage, jax.random.key(0)))
-    steps, keys = _everywhere((jax.ShapeDtypeStruct((), jnp.int32), keys), layout)
-    arguments = (state, frozen, tables, items, steps, keys)
+    values = {name: jax.ShapeDtypeStruct((), jnp.float32) for name in stage.values}
+    steps = jax.ShapeDtypeStruct((), jnp.int32)
+    values, steps, keys = _everywhere((values, steps, keys), layout)
+    arguments = (state, frozen, tables, items, values, steps, keys)
 
     traced = compiled_step(stage, shardings).function.trace(*arguments)
     compiled = traced.lower().compile()
@@ -246,7 +248,7 @@ def _validation(stage: Stage, layout: Layout, state: State, frozen) -> tuple[int
     validation, stream = stage.validation, stage.validation.stream
     score, _, _ = compiled_validation(validation.evaluate, stream.assemble, validation.score, None)
     table = _everywhere(stream.table, layout)
-    item = layout.item(next(iter(stream.items())), False)
+    item = layout.item(stage, "validation", next(iter(stream.items())))
     compiled = score.lower(state.variables, frozen, table, item).compile()
     return bytes_of(table), _needed(compiled)
 
@@ -255,12 +257,9 @@ def _parts(stage: Stage, arguments) -> tuple[Callable, Callable]:
     """A step up to `prepare`, and up to the values of the objectives."""
     program = stage.program
 
-    def prepare(state, frozen, tables, items, steps, key):
+    def prepare(state, frozen, tables, items, values, steps, key):
         batch = {n: s.assemble(tables[n], items[n]) for n, s in stage.data.items()}
-        values = {
-            name: jnp.asarray(schedule(state.step, steps), jnp.float32)
-            for name, schedule in program.schedules.items()
-        }
+        values = values_at(program.schedules, values, state.step, steps)
         context = Context(state.memory, key, state.step, values)
         if program.prepare is None:
             return batch, context

@@ -67,7 +67,10 @@ class Reports:
         terms = [name for name in names if "loss/" in name] or names
         who = ""
         if bad.ndim == 2:
-            who = f" of seed {self._stage.seeds[int(np.flatnonzero(bad.any(axis=1))[0])]}"
+            i = int(np.flatnonzero(bad.any(axis=1))[0])
+            who = f" of seed {self._stage.seeds[i]}"
+            if self._stage.names:
+                who = f" of {self._stage.names[i]!r}, seed {self._stage.seeds[i]},"
         raise NonFiniteLoss(
             f"stage {self._stage.name!r}, step {step}: the term {terms[0]!r}{who} is not finite"
         )

@@ -18,6 +18,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, Sharding
 from jax.sharding import PartitionSpec as P
 
+from kdjax.training.members import GROUP, axis
 from kdjax.training.partition_rules import RULE_SETS, RuleSet
 from kdjax.training.stage import Deferred, PyTree, Stage, abstract
 from kdjax.training.state import State, flatten
@@ -106,6 +107,8 @@ class Layout:
         like those, or pairs of a regex and a `PartitionSpec`: the first regex found in a
         variable's path (`params/head/kernel`) decides, and a variable that none matches is
         replicated.
+      members_over_data: a stage with members lays them along `data`, and every device reads the
+        whole batch; stages without members are cut by their batch as ever.
 
     Raises:
       ValueError: no rule set of that name, no regular expression, or an axis the mesh has not.
@@ -117,6 +120,7 @@ class Layout:
 
     mesh: Mesh = dataclasses.field(default_factory=make_mesh)
     rules: Mapping[str, Rules] = dataclasses.field(default_factory=dict)
+    members_over_data: bool = False
 
     def __post_init__(self):
         for role, rules in self.rules.items():
@@ -152,6 +156,33 @@ class Layout:
     def replicated(self) -> NamedSharding:
         return NamedSharding(self.mesh, P())
 
+    def cuts_members(self, stage: Stage) -> bool:
+        """Whether the stage's members, instead of its batches, lie along `data`."""
+        return self.members_over_data and bool(stage.seeds)
+
+    def lead(self, stage: Stage) -> tuple[str | None, ...]:
+        """The start of every spec: of the axis of members, where there is one."""
+        return ("data" if self.members_over_data else None,) if stage.seeds else ()
+
+    def members(self, stage: Stage) -> NamedSharding:
+        """The sharding of arrays with nothing but an axis of members, or without one."""
+        return self._sharding(self.lead(stage))
+
+    def _sharding(self, lead: tuple[str | None, ...]) -> NamedSharding:
+        return NamedSharding(self.mesh, P(*lead)) if any(lead) else self.replicated
+
+    def check_members(self, stage: Stage) -> None:
+        if not self.cuts_members(stage):
+            return
+        members, devices = len(stage.seeds), self.mesh.shape["data"]
+        if members % devices:
+            raise ValueError(
+                f"stage {stage.name!r}: its {members} members are not a multiple of the {devices} "
+                "devices along 'data', over which members_over_data lays them"
+            )
+        if jax.process_count() > 1:
+            raise ValueError("members_over_data is for one process: each reads its part of a batch")
+
     def _find(self, role: str, name: str, shape: tuple[int, ...]) -> tuple[str | None, P]:
         """`(the regex that decided, the rule)` of one variable."""
         rules = self.rules.get(role, ())
@@ -167,13 +198,13 @@ class Layout:
                 return regex, rule
         return None, P()
 
-    def role(self, role: str, tree: PyTree, members: bool = False) -> PyTree:
-        """The sharding of every variable of a role, of shapes; members are a leading axis, not cut.
+    def role(self, role: str, tree: PyTree, lead: tuple[str | None, ...] = ()) -> PyTree:
+        """The sharding of every variable of a role, of shapes.
 
         Args:
           role: whose rules.
           tree: its variables, or their shapes (`jax.eval_shape`); nothing is computed.
-          members: whether the variables have a leading axis of members.
+          lead: the spec of a leading axis of members, `(None,)` or `("data",)`; (): there is none.
 
         Raises:
           ValueError: a rule matches nothing, or does not fit the variable that it matches; names
@@ -183,9 +214,15 @@ class Layout:
 
         def sharding(path, x):
             name, shape = _path(path), tuple(x.shape)
-            regex, rule = self._find(role, name, shape[1:] if members else shape)
+            regex, rule = self._find(role, name, shape[len(lead) :])
             found[name] = regex
-            return NamedSharding(self.mesh, P(None, *rule) if members and any(rule) else rule)
+            if "data" in lead and any("data" in _names(axes) for axes in rule):
+                raise ValueError(
+                    f"{role}/{name} cannot be cut by {rule}: members_over_data lays members along "
+                    "'data'"
+                )
+            whole = P(*lead, *rule)
+            return NamedSharding(self.mesh, whole if lead and any(whole) else rule)
 
         shardings = jax.tree_util.tree_map_with_path(sharding, tree)
         rules = self.rules.get(role, ())
@@ -215,19 +252,17 @@ class Layout:
                     f"of {parts}, the size of {_names(axes)}"
                 )
 
-    def make(self, role: str, variables: PyTree, members: bool = False) -> PyTree:
+    def make(self, role: str, variables: PyTree, lead: tuple[str | None, ...] = ()) -> PyTree:
         """A role's variables where its rules say: `Deferred` ones are made there, others placed."""
-        shardings = self.role(role, abstract(variables), members)
+        shardings = self.role(role, abstract(variables), lead)
         if isinstance(variables, Deferred):
             return variables.make(shardings)
         return place(variables, shardings)
 
     def state(self, stage: Stage, shapes: State) -> State:
         """The sharding of everything in a state."""
-        members = bool(stage.seeds)
-        variables = {
-            role: self.role(role, tree, members) for role, tree in shapes.variables.items()
-        }
+        lead, usual = self.lead(stage), self.members(stage)
+        variables = {role: self.role(role, tree, lead) for role, tree in shapes.variables.items()}
         trained = {n.partition(":")[0] for update in stage.program.updates for n in update.trains}
         params = {role: flatten(shapes.variables[role]["params"]) for role in trained}
         wheres = {role: flatten(variables[role]["params"]) for role in trained}
@@ -240,13 +275,15 @@ class Layout:
                 parameter = params.get(role, {}).get(name)
                 if parameter is not None and parameter.shape == x.shape:
                     return wheres[role][name]
-            return self.replicated
+            return usual
 
-        everywhere = jax.tree.map(lambda _: self.replicated, shapes)
+        everywhere = jax.tree.map(lambda _: usual, shapes)
         selected = everywhere.selected
         if selected:
             selected = {**selected, "variables": variables}
         return everywhere._replace(
+            step=self.replicated,
+            done=self.replicated,
             variables=variables,
             optimizers=jax.tree_util.tree_map_with_path(optimizer, shapes.optimizers),
             selected=selected,
@@ -254,24 +291,27 @@ class Layout:
 
     def frozen(self, stage: Stage, frozen: Mapping[str, PyTree]) -> dict[str, PyTree]:
         """Frozen roles, made or placed where they live."""
+        leads = {0: self.lead(stage), GROUP: (None,), None: ()}
         return {
-            role: self.make(role, tree, bool(stage.seeds) and role not in stage.shared)
-            for role, tree in frozen.items()
+            role: self.make(role, tree, leads[axis(stage, role)]) for role, tree in frozen.items()
         }
 
-    def item(self, item: PyTree, members: bool) -> PyTree:
-        """A host item on the devices: the batch axis over `data`, scalars everywhere.
+    def item(self, stage: Stage, name: str, item: PyTree) -> PyTree:
+        """An item of a stream on the devices: the batch axis over `data`, scalars everywhere.
 
         On one device the arrays go with the call itself, which is cheaper.
         """
         if self.mesh.size == 1 and jax.process_count() == 1:
             return item
-        axis = 1 if members else 0
-        cut = NamedSharding(self.mesh, P(*[None] * axis, "data"))
+        own = axis(stage, name)
+        before = 0 if own is None else 1
+        cut = NamedSharding(self.mesh, P(*[None] * before, "data"))
+        if self.cuts_members(stage):
+            before, cut = 0, self.members(stage) if own == 0 else self.replicated
 
         def place(x):
             x = np.asarray(x)
-            sharding = cut if x.ndim > axis else self.replicated
+            sharding = cut if x.ndim > before else self.replicated
             if jax.process_count() == 1:
                 return jax.device_put(x, sharding)
             return jax.make_array_from_process_local_data(sharding, x)

@@ -130,7 +130,16 @@ class Context(NamedTuple):
     memory: PyTree
     rng: jax.Array
     step: jax.Array
-    values: Mapping[str, jax.Array]  # the program's schedules at this step, traced
+    values: Mapping[str, jax.Array]  # the stage's values, and schedules at this step; traced
+    axis: str | None = None  # of devices, where each runs a program of its own (pmap)
+
+
+def gathered(x: jax.Array, context: Context) -> jax.Array:
+    """The rows `[batch, ...]` of all devices in order: what an objective may put into a queue.
+
+    Under `jit` an objective sees the whole batch already; under `pmap` only its device's rows.
+    """
+    return x if context.axis is None else lax.all_gather(x, context.axis, tiled=True)
 
 
 class Evaluation(NamedTuple):
@@ -219,9 +228,11 @@ class Program:
     Attributes:
       updates: act in order within a step; a later one sees what an earlier one changed.
       prepare: `(variables, batch, context) -> (batch, memory)`: teacher forward, rollouts, mixup.
-      schedules: name -> `(step, steps) -> scalar`, read through `context.values`.
+      schedules: name -> `(step, steps) -> scalar`, read through `context.values`. A schedule whose
+        name is also one of `values` multiplies that value: a rate falls from a peak.
       carries: roles that change without a gradient.
       stop: `context -> bool`, read after the updates: an exact early end of the stage.
+      values: names of the scalars that a stage must bring, read through `context.values` too.
     """
 
     updates: tuple[Update, ...]
@@ -229,6 +240,7 @@ class Program:
     schedules: Mapping[str, Callable[[Any, Any], Any]] = dataclasses.field(default_factory=dict)
     carries: tuple[str, ...] = ()
     stop: Callable[[Context], jax.Array] | None = None
+    values: tuple[str, ...] = ()
 
     def __post_init__(self):
         if not self.updates:
@@ -305,9 +317,16 @@ class Stage:
       memory: what the program keeps besides variables (queues, prototypes, controllers).
       continues: the outcome of an earlier stage with the same program, whose optimizer and memory
         are kept; its variables replace `variables` of the live roles.
+      values: what the program's `values` names: scalars, arguments of the compiled step, so that
+        stages that differ in them share it.
       seeds: empty for one member. Else the stage trains one member a seed together under `vmap`,
-        and live variables, memory and whatever is not in `shared` have a leading axis of members.
+        and live variables, memory, values and whatever is not in `shared` or `grouped` have a
+        leading axis of members.
       shared: frozen roles and streams (by name) that all members have in common.
+      groups: the members are this many groups of one size, one after the other.
+      grouped: frozen roles and streams that the members of a group have in common: their leading
+        axis is one of groups.
+      names: of each member's random numbers, as `origin` has one; empty: the stage's.
       examples: how many a step trains on, for its reported speed. None: all that its streams bring,
         which is more where a step only reads some of them, or reads them now and then.
       origin: (seed, name) that the random numbers come from, instead of the run's seed and the
@@ -322,8 +341,12 @@ class Stage:
     memory: PyTree = dataclasses.field(default_factory=dict)
     validation: Validation | None = None
     continues: Outcome | None = None
+    values: Mapping[str, Scalar] = dataclasses.field(default_factory=dict)
     seeds: tuple[int, ...] = ()
     shared: frozenset[str] = frozenset()
+    groups: int = 1
+    grouped: frozenset[str] = frozenset()
+    names: tuple[str, ...] = ()
     origin: tuple[int, str] | None = None
     examples: int | None = None
 

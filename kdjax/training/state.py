@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import traverse_util
 
 from kdjax.training.loss_scale import begin
-from kdjax.training.stage import PyTree, Stage, Update, Variables
+from kdjax.training.stage import PyTree, Scalar, Stage, Update, Variables
 
 
 class State(NamedTuple):
@@ -75,6 +75,28 @@ def strong(tree: PyTree) -> PyTree:
     return jax.tree.map(fix, tree)
 
 
+def values_at(
+    schedules: Mapping[str, Callable], values: Mapping[str, Scalar], step: Any, steps: Any
+) -> dict[str, jax.Array]:
+    """What `context.values` holds at a step: the stage's values, and schedules times them."""
+    now = {name: jnp.asarray(x, jnp.float32) for name, x in values.items()}
+    for name, schedule in schedules.items():
+        scheduled = jnp.asarray(schedule(step, steps), jnp.float32)
+        now[name] = now[name] * scheduled if name in now else scheduled
+    return now
+
+
+def check_values(stage: Stage) -> None:
+    """Refuses a stage that does not bring the values that its program names."""
+    wanted, brought = set(stage.program.values), set(stage.values)
+    for names, what in ((wanted - brought, "lacks"), (brought - wanted, "brings, unread,")):
+        if names:
+            raise ValueError(
+                f"stage {stage.name!r} {what} the value {min(names)!r}; its program reads "
+                f"{sorted(wanted)}"
+            )
+
+
 def initial(stage: Stage) -> State:
     """The state before the first step: traceable, so shapes can be had without computing.
 
@@ -87,6 +109,7 @@ def initial(stage: Stage) -> State:
             f"stage {stage.name!r}: variables has no role {missing[0]!r} that its program trains; "
             f"it has {sorted(stage.variables)}"
         )
+    check_values(stage)
     variables = {role: dict(stage.variables[role]) for role in program.live}
     return first(
         program.updates,
@@ -96,6 +119,7 @@ def initial(stage: Stage) -> State:
         variables,
         stage.memory,
         stage.steps,
+        dict(stage.values),
     )
 
 
@@ -107,21 +131,19 @@ def first(
     variables: Variables,
     memory: PyTree,
     steps: int | jax.Array,
+    values: Mapping[str, Scalar],
 ) -> State:
     """The first state of a stage of so many members, 0 for one alone, from its live variables."""
-    values = {
-        name: jnp.asarray(schedule(jnp.int32(0), jnp.int32(steps)), jnp.float32)
-        for name, schedule in schedules.items()
-    }
 
-    def slots(variables):
+    def slots(variables, values):
+        values = values_at(schedules, values, jnp.int32(0), jnp.int32(steps))
         return tuple(
             begin(update.loss_scale, update.optimizer(values).init(pick(variables, update.trains)))
             for update in updates
         )
 
     variables = strong(variables)
-    opts = jax.vmap(slots)(variables) if members else slots(variables)
+    opts = (jax.vmap(slots) if members else slots)(variables, values)
     selected = {}
     if validated:
         shape = (members,) if members else ()

@@ -12,18 +12,21 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
+from kdjax.training import pmap
 from kdjax.training.gradients import gradient
 from kdjax.training.loss_scale import adjust, all_finite
+from kdjax.training.members import over_members, population_axes
 from kdjax.training.nonfinite import none_acted, unless_finite
+from kdjax.training.sharding import Layout
 from kdjax.training.stage import Context, Program, PyTree, Stage, Term, Update, Variables
-from kdjax.training.state import State, first, pick, put
+from kdjax.training.state import State, first, pick, put, values_at
 
 
 @dataclasses.dataclass
 class CompiledStep:
     """A jitted step and the names of the rows of its report, known once it has been traced."""
 
-    function: Callable  # (state, frozen, tables, items, steps, keys) -> (state, report)
+    function: Callable  # (state, frozen, tables, items, values, steps, keys) -> (state, report)
     names: list[str]
 
 
@@ -88,19 +91,16 @@ def _same(before: PyTree, after: PyTree, what: str) -> PyTree:
     return jax.tree_util.tree_map_with_path(check, before, after)
 
 
-def _step(program_parts, names: list[str], state: State, frozen, batch, steps, key):
+def _step(program_parts, names: list[str], state: State, frozen, batch, values, steps, key):
     """One step of a program on one batch; the report's rows are (total, weight) by `names`."""
-    updates, prepare, schedules, stop, skip = program_parts
-    values = {
-        name: jnp.asarray(schedule(state.step, steps), jnp.float32)
-        for name, schedule in schedules.items()
-    }
+    updates, prepare, schedules, stop, skip, axis = program_parts
+    values = values_at(schedules, values, state.step, steps)
     rng = jax.random.fold_in(key, state.step)
-    context = Context(state.memory, rng, state.step, values)
+    context = Context(state.memory, rng, state.step, values, axis)
     live, memory, opts = dict(state.variables), state.memory, list(state.optimizers)
-    metrics: dict[str, Term] = {f"values/{n}": Term(v, jnp.float32(1)) for n, v in values.items()}
+    metrics: dict[str, Term] = {f"values/{n}": Term(values[n], jnp.float32(1)) for n in schedules}
     if prepare is not None:
-        batch, memory = prepare({**frozen, **live}, batch, context)
+        batch, memory = prepare({**frozen, **live}, batch, pmap.own(context))
     for k, update in enumerate(updates):
         c = context._replace(memory=memory, rng=jax.random.fold_in(rng, k + 1))
 
@@ -138,14 +138,17 @@ def _step(program_parts, names: list[str], state: State, frozen, batch, steps, k
 _compiled: weakref.WeakKeyDictionary[Program, dict] = weakref.WeakKeyDictionary()
 
 
-def compiled_step(stage: Stage, shardings: State, skip: bool = False) -> CompiledStep:
+def compiled_step(
+    stage: Stage, shardings: State, skip: bool = False, per_device: Layout | None = None
+) -> CompiledStep:
     """The compiled step of a stage: shared by stages of one program that process data alike.
 
     With `skip`, an update whose loss or gradient is not finite changes nothing.
 
     Only the state is donated. Frozen variables and tables are arguments: never closed over,
     donated or returned. The returned function is
-    `(state, frozen, tables, items, steps, keys) -> (state, report)`.
+    `(state, frozen, tables, items, values, steps, keys) -> (state, report)`; with the layout
+    `per_device` it is one program on each of its devices (see `pmap.py`).
     """
     program = stage.program
     leaves, structure = jax.tree.flatten(shardings)
@@ -154,20 +157,26 @@ def compiled_step(stage: Stage, shardings: State, skip: bool = False) -> Compile
     axes = population_axes(stage) if stage.seeds else ()
     # As pairs: the axes decide what vmap makes of the step, so they are part of the key.
     across = tuple(tuple(sorted(part.items())) for part in axes)
-    key = (processing, across, tuple(leaves), structure, skip)
+    over = tuple(per_device.mesh.devices.flat) if per_device else ()
+    key = (processing, across, stage.groups, over, tuple(leaves), structure, skip)
     cache = _compiled.setdefault(program, {})
     if key in cache:
         return cache[key]
     names: list[str] = []
     # The parts, not the program: a value that held its key would never leave the weak dictionary.
-    parts = (program.updates, program.prepare, dict(program.schedules), program.stop, skip)
+    axis = pmap.AXIS if per_device else None
+    parts = (program.updates, program.prepare, dict(program.schedules), program.stop, skip, axis)
     member = functools.partial(_member_step, parts, names, assembles)
     if stage.seeds:
         if program.stop is not None:
             raise ValueError(f"stage {stage.name!r}: members trained together cannot stop early")
         state_axes = State(None, 0, 0, 0, 0, None)
-        member = jax.vmap(member, in_axes=(state_axes, *axes, None, 0), out_axes=(state_axes, 0))
-    function = jax.jit(member, donate_argnums=0, out_shardings=(shardings, None))
+        in_axes = (state_axes, *axes, 0, None, 0)
+        member = over_members(member, in_axes, (state_axes, 0), stage.groups)
+    if per_device:
+        function = pmap.compiled(member, per_device)
+    else:
+        function = jax.jit(member, donate_argnums=0, out_shardings=(shardings, None))
     cache[key] = CompiledStep(function, names)
     return cache[key]
 
@@ -176,7 +185,7 @@ _starts: weakref.WeakKeyDictionary[Program, dict] = weakref.WeakKeyDictionary()
 
 
 def compiled_start(stage: Stage, shardings: State) -> Callable:
-    """`(live variables, memory, steps) -> state` before the first step, made where it lives.
+    """`(live variables, memory, steps, values) -> state` before the first step, made in place.
 
     Compiled once for stages of one program, as their step is. What it is given is copied.
     """
@@ -191,20 +200,11 @@ def compiled_start(stage: Stage, shardings: State) -> Callable:
     return cache[key]
 
 
-def population_axes(stage: Stage) -> tuple[dict, dict, dict]:
-    """vmap axes of frozen variables, tables and items of a stage with members."""
-    roles = [role for role in stage.variables if role not in stage.program.live]
-    frozen = {role: None if role in stage.shared else 0 for role in roles}
-    streams = {name: None if name in stage.shared else 0 for name in stage.data}
-    tables = {name: getattr(stage.data[name], "table_axis", streams[name]) for name in streams}
-    return frozen, tables, streams
-
-
-def _member_step(parts, names, assembles, state, frozen, tables, items, steps, key):
+def _member_step(parts, names, assembles, state, frozen, tables, items, values, steps, key):
     batch = {name: assembles[name](tables[name], items[name]) for name in assembles}
 
     def go(state):
-        return _step(parts, names, state, frozen, batch, steps, key)
+        return _step(parts, names, state, frozen, batch, values, steps, key)
 
     if parts[3] is None:
         return go(state)
@@ -214,13 +214,15 @@ def _member_step(parts, names, assembles, state, frozen, tables, items, steps, k
 
 
 @functools.lru_cache(maxsize=64)
-def compiled_validation(evaluate: Callable, assemble: Callable, score: str, axes: tuple | None):
+def compiled_validation(
+    evaluate: Callable, assemble: Callable, score: str, axes: tuple | None, groups: int = 1
+):
     """`(score_batch, choose, names)` of a validation, shared by stages that validate alike.
 
     `score_batch(variables, frozen, table, item)` gives the rows (total, weight) of a batch;
     `choose(selected, rows of all batches, step, variables)`, not compiled yet, gives the better of
-    the two and the summed rows. `axes`: None for one member, else the vmap axes of
-    (frozen, table, item), frozen as pairs.
+    the two and the summed rows. `axes`: None for one member, else the axes of
+    (frozen, table, item) over members, frozen as pairs.
     """
     names: list[str] = []
 
@@ -243,7 +245,7 @@ def compiled_validation(evaluate: Callable, assemble: Callable, score: str, axes
     if axes is not None:
         frozen_axes, table_axis, item_axis = axes
         in_axes = (0, dict(frozen_axes), table_axis, item_axis)
-        score_batch = jax.vmap(score_batch, in_axes=in_axes)
+        score_batch = over_members(score_batch, in_axes, 0, groups)
         choose = jax.vmap(choose, in_axes=(0, 0, None, 0))
     return jax.jit(score_batch), choose, names
 

@@ -6,11 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kdjax.training.members import axis, population_axes, table_axis
 from kdjax.training.metrics import MetricWriter
 from kdjax.training.sharding import Layout, place
 from kdjax.training.stage import PyTree, Stage
 from kdjax.training.state import State
-from kdjax.training.step import compiled_validation, population_axes
+from kdjax.training.step import compiled_validation
 
 
 class Validator:
@@ -29,16 +30,18 @@ class Validator:
         axes = None
         if stage.seeds:
             frozen_axes, _, _ = population_axes(stage)
-            shared = "validation" in stage.shared
-            table = None if shared else getattr(validation.stream, "table_axis", 0)
-            axes = (tuple(sorted(frozen_axes.items())), table, None if shared else 0)
+            table = table_axis(stage, "validation", validation.stream)
+            axes = (tuple(sorted(frozen_axes.items())), table, axis(stage, "validation"))
         self._score, choose, self.names = compiled_validation(
-            validation.evaluate, validation.stream.assemble, validation.score, axes
+            validation.evaluate,
+            validation.stream.assemble,
+            validation.score,
+            axes,
+            stage.groups,
         )
         # What it returns lies as the state says, else the next step would be compiled anew.
         self._choose = jax.jit(choose, donate_argnums=0, out_shardings=(selected, None))
-        members = axes is not None and axes[2] == 0
-        self._items = [layout.item(item, members) for item in validation.stream.items()]
+        self._items = [layout.item(stage, "validation", item) for item in validation.stream.items()]
         self._table = place(validation.stream.table, layout.replicated)
         self._stage, self._frozen = stage, frozen
         self._waiting: tuple | None = None

@@ -78,8 +78,12 @@ def test_every_config_file_builds_its_task_and_methods(name, monkeypatch, tmp_pa
     assert len(task.dataset.splits["train"]) == wanted or not wanted
     methods = dict(config.get("arms", {})) or {"method": config.method}
     for fields in methods.values():
+        fields = dict(fields)
+        changes = configuration.plain(fields.pop("training", {}))
+        usual = configuration.plain(config.student.training)
+        configuration.training("config.arms", {**usual, **changes})
         module, chosen = tasks.method(config, fields, "config.method")
-        assert module.__name__ == f"kdjax.methods.{fields.name}"
+        assert module.__name__ == f"kdjax.methods.{fields['name']}"
         for field, value in fields.items():
             assert field == "name" or getattr(chosen, field) == value
     assert configuration.settings(config).checkpoint_every == config.checkpoint_every

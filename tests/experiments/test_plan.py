@@ -73,8 +73,8 @@ def test_planned_bytes_are_those_of_the_run(layout, found, monkeypatch):
             value = yield node
             states.append((node, value.load()))
 
-    def measured(stage, shardings):
-        compiled = compile_step(stage, shardings)
+    def measured(stage, *rest):
+        compiled = compile_step(stage, *rest)
 
         def step(*arguments):
             if stage.name == "distill" and not needed:

@@ -15,7 +15,7 @@ from kdjax.networks import from_linen
 from kdjax.training import MetricWriter, run
 from kdjax.training.gradients import gradient
 from kdjax.training.stage import Context
-from kdjax.training.state import pick
+from kdjax.training.state import pick, values_at
 
 
 @pytest.fixture
@@ -52,7 +52,8 @@ def conflicting(task, config):
     against = -8.0 * jax.nn.one_hot(batch["label"], 10)
     batch = {"train": {**batch, "teacher_logits": against}}
     program, (update,) = stage.program, stage.program.updates
-    context = Context({}, jax.random.key(0), jnp.int32(0), {"learning_rate": jnp.float32(0.0)})
+    values = values_at(program.schedules, stage.values, 0, 1)
+    context = Context({}, jax.random.key(0), jnp.int32(0), values)
     live = {role: stage.variables[role] for role in program.live}
     if "auxiliary" in live:
         live["auxiliary"] = {"params": {"logits": live["student"]["params"]["head"]}}
@@ -185,11 +186,14 @@ def test_a_bad_dual_head_config_is_refused(fields, message):
 def test_the_weight_of_dkd_rises_over_the_warmup(taught):
     config = kd.Config.of("dkd", distillation_weight=2.0, warmup=0.1)
     stage = kd.recipe(taught, config).send(None)
-    weight = stage.program.schedules["distillation_weight"]
-    found = [float(weight(jnp.int32(step), jnp.int32(100))) for step in (0, 4, 9, 10, 99)]
+
+    def weight(stage, step):
+        values = values_at(stage.program.schedules, stage.values, jnp.int32(step), jnp.int32(100))
+        return float(values["distillation_weight"])
+
+    found = [weight(stage, step) for step in (0, 4, 9, 10, 99)]
     np.testing.assert_allclose(found, [0.2, 1.0, 2.0, 2.0, 2.0], rtol=1e-6)
-    constant = kd.recipe(taught, kd.Config()).send(None).program.schedules["distillation_weight"]
-    assert float(constant(jnp.int32(0), jnp.int32(100))) == 1.0
+    assert weight(kd.recipe(taught, kd.Config()).send(None), 0) == 1.0
 
 
 def test_plackett_luce_refuses_mixup_and_kd_takes_it(taught):

@@ -12,7 +12,7 @@ from kdjax.methods import dual_head_kd, kd, plackett_luce, supervised
 from kdjax.training import Stage, run, together
 from kdjax.training.gradients import gradient
 from kdjax.training.stage import Context
-from kdjax.training.state import pick
+from kdjax.training.state import pick, values_at
 
 ARMS = {
     "supervised": (supervised, supervised.Config(label_smoothing=0.1)),
@@ -39,7 +39,7 @@ def stage_of(task, module, config) -> Stage:
 def combined_gradient(stage, batch, parts=1):
     program = stage.program
     (update,) = program.updates
-    values = {n: jnp.asarray(f(3, 30), jnp.float32) for n, f in program.schedules.items()}
+    values = values_at(program.schedules, stage.values, 3, 30)
     context = Context({}, jax.random.key(0), jnp.int32(3), values)
     live = {role: stage.variables[role] for role in program.live}
     frozen = {r: v for r, v in stage.variables.items() if r not in live}

@@ -17,7 +17,7 @@ from kdjax.methods import kd, sinkd, supervised
 from kdjax.training import Compute, divide, read_metrics, run
 from kdjax.training.gradients import gradient
 from kdjax.training.stage import Context
-from kdjax.training.state import pick
+from kdjax.training.state import pick, values_at
 
 STUDENT = jax.random.normal(jax.random.key(1), (8, 5)) * 3
 TEACHER = jax.random.normal(jax.random.key(2), (8, 5)) * 3
@@ -35,7 +35,7 @@ def stage_of(task, module, config, microbatches=1):
 def gradient_of(stage, batch, step=3):
     """The student's gradient and the metrics of a step of 30."""
     (update,), prepare = stage.program.updates, stage.program.prepare
-    values = {n: jnp.asarray(f(step, 30), jnp.float32) for n, f in stage.program.schedules.items()}
+    values = values_at(stage.program.schedules, stage.values, step, 30)
     context = Context({}, RNG, jnp.int32(step), values)
     live = {"student": stage.variables["student"]}
     frozen = {role: x for role, x in stage.variables.items() if role not in live}

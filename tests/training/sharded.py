@@ -216,10 +216,10 @@ def compiled(stage, where):
     step = engine.compiled_step(stage, jax.tree.map(lambda x: x.sharding, state))
     frozen = where.frozen(stage, engine.frozen_of(stage))
     (stream,) = stage.data.values()
-    item = jax.tree.map(jnp.asarray, where.item(next(stream.items()), False))
+    item = jax.tree.map(jnp.asarray, where.item(stage, "train", next(stream.items())))
     constants = (stream.table, jnp.int32(stage.steps), stage_keys(stage, jax.random.key(0)))
     table, steps, keys = place(constants, where.replicated)
-    arguments = (state, frozen, {"train": table}, {"train": item}, steps, keys)
+    arguments = (state, frozen, {"train": table}, {"train": item}, {}, steps, keys)
     return step.function.lower(*arguments).compile(), arguments
 
 

@@ -11,10 +11,11 @@ import pytest
 SCRIPT = """
 import json, sys
 sys.path.insert(0, {here!r})
-import jax, jax.numpy as jnp, numpy as np
+import dataclasses, jax, jax.numpy as jnp, numpy as np, optax
 from jax.sharding import PartitionSpec as P
 import training_toys as toys
-from kdjax.training import Layout, Settings, Stage, make_mesh, run
+from kdjax.training import Layout, Settings, Stage, Validation, make_mesh, run, together
+from kdjax.training.loop import abstract_state
 
 table = {{name: jnp.asarray(x) for name, x in toys.problem().items()}}
 schedules = {{"weight": lambda step, steps: step / steps}}
@@ -53,6 +54,32 @@ out["uneven"] = refusal(
     lambda: one(program, bad("head/kernel", P(None, "model")), toys.TableStream)
 )
 out["mesh"] = refusal(lambda: make_mesh(data=3))
+
+shared = toys.TableStream(table, 12), toys.init(1)  # 12: a batch that eight devices cannot cut
+decayed = toys.program(
+    toys.distill, lambda values: optax.adam(values["rate"]), schedules=schedules, values=("rate",)
+)
+
+def member(k):
+    variables, data = {{"student": toys.init(k), "teacher": shared[1]}}, {{"train": shared[0]}}
+    values = {{"rate": 0.01 * (k + 1)}}
+    stage = Stage("s", decayed, variables, data, 30, values=values)
+    return (yield dataclasses.replace(stage, validation=validation)).load()
+
+validation = Validation(toys.accuracy("student"), toys.Split(table, 12), 10)
+
+def population(layout, count=8):
+    recipes = [member(k) for k in range(count)]
+    return run(together(recipes, range(count)), settings=Settings(layout=layout))
+
+over = Layout(make_mesh(), members_over_data=True)
+pairs = list(zip(population(over), population(single)))
+out["members"] = max(toys.difference(a.variables, b.variables) for a, b in pairs)
+out["selected"] = max(toys.difference(a.selected, b.selected) for a, b in pairs)
+stage = together([member(k) for k in range(8)], range(8)).send(None)
+placed = over.state(stage, abstract_state(stage, over))
+out["specs"] = sorted({{tuple(x.spec) for x in jax.tree.leaves(placed.optimizers)}})
+out["remainder"] = refusal(lambda: population(over, 6))
 print(json.dumps(out))
 """
 
@@ -72,7 +99,9 @@ def found():
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("case", ["data-1", "data-2", "model-1", "model-2", "padded"])
+@pytest.mark.parametrize(
+    "case", ["data-1", "data-2", "model-1", "model-2", "padded", "members", "selected"]
+)
 def test_eight_devices_equal_one(found, case):
     assert found["devices"] == 8
     assert found[case] < 1e-5
@@ -84,8 +113,13 @@ def test_eight_devices_equal_one(found, case):
         ("batch", "batch_size=12 of stream 'train' is not a multiple of the 8 devices"),
         ("nothing", "the rule 'nope' matches no variable of 'teacher'"),
         ("uneven", "teacher/params/head/kernel of shape (8, 3) cannot be cut"),
+        ("remainder", "its 6 members are not a multiple of the 8 devices along 'data'"),
         ("mesh", "data=3 x model=1 is not the number of devices, 8"),
     ],
 )
 def test_what_does_not_fit_the_mesh_is_refused(found, case, message):
     assert message in found[case]
+
+
+def test_members_laid_over_the_devices_are_cut_with_their_optimizers(found):
+    assert found["specs"] == [["data"]]

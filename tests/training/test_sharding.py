@@ -265,7 +265,7 @@ def test_tensor_parallel_is_refused_where_it_would_cut_nothing():
 def test_members_are_not_cut():
     layout = Layout(MESH, {"teacher": [("w", P("data"))]})
     shapes = {"params": {"w": jax.ShapeDtypeStruct((5, 4), jnp.float32)}}
-    assert tuple(layout.role("teacher", shapes, members=True)["params"]["w"].spec) == (None, "data")
+    assert tuple(layout.role("teacher", shapes, (None,))["params"]["w"].spec) == (None, "data")
 
 
 def test_deferred_variables_are_those_of_the_function():

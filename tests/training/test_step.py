@@ -137,7 +137,8 @@ def test_only_the_state_is_donated():
     assert set(frozen) == {"teacher"}
     item = jax.tree.map(jnp.asarray, next(stream.items()))
     keys = stage_keys(stage, jax.random.key(0))
-    new, _ = compiled.function(state, frozen, {"train": table}, {"train": item}, jnp.int32(5), keys)
+    inputs = {"train": table}, {"train": item}, {}, jnp.int32(5), keys
+    new, _ = compiled.function(state, frozen, *inputs)
     jax.block_until_ready(new)
     assert all(x.is_deleted() for x in jax.tree.leaves(state))
     for kept in (frozen, table, item, variables, stage.memory, keys):

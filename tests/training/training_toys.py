@@ -173,7 +173,7 @@ def adam(rate=0.02):
 
 def program(objective=None, optimizer=None, trains=("student",), **kwargs):
     """A program of one update."""
-    names = ("schedules", "carries", "stop", "prepare")
+    names = ("schedules", "carries", "stop", "prepare", "values")
     rest = {name: kwargs.pop(name) for name in names if name in kwargs}
     update = Update(objective or supervised("student"), trains, optimizer or sgd(), **kwargs)
     return Program((update,), **rest)
