@@ -106,7 +106,7 @@ CASES = {
 @pytest.mark.parametrize(
     "case",
     [
-        "micro-batches",
+        pytest.param("micro-batches", marks=pytest.mark.slow),
         "caching and combine",
         *(
             pytest.param(name, marks=pytest.mark.slow)
