@@ -45,6 +45,7 @@ def dtypes(tree):
     return {str(leaf.dtype) for leaf in jax.tree.leaves(tree)}
 
 
+@pytest.mark.slow
 def test_a_float16_student_learns_with_a_scaled_loss_and_float32_slots(task):
     log = []
 
@@ -74,6 +75,7 @@ def test_members_share_one_narrow_copy_of_a_given_teacher(task):
 
 
 @pytest.mark.skipif(not QWIX, reason="pip install 'kdjax[quantization]'")
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["int8", "float8"])
 def test_a_quantised_teacher_teaches_in_the_step(task, kind):
     task, log = narrow(task, "float32", kind), []

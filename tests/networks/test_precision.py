@@ -50,7 +50,7 @@ def start(name):
     ("name", "precision"),
     [
         ("linen", "bfloat16"),
-        ("nnx", "bfloat16"),
+        pytest.param("nnx", "bfloat16", marks=pytest.mark.slow),
         ("function", "float16"),
         *(pytest.param(n, "float16", marks=pytest.mark.slow) for n in ("linen", "nnx", "resnet")),
         pytest.param("resnet", "bfloat16", marks=pytest.mark.slow),
@@ -81,7 +81,7 @@ def test_parameters_gradients_outputs_and_statistics_are_float32_but_computed_na
     assert f"{'bf16' if precision == 'bfloat16' else 'f16'}[" in jaxpr
 
 
-@pytest.mark.parametrize("name", ["linen", "nnx"])
+@pytest.mark.parametrize("name", ["linen", pytest.param("nnx", marks=pytest.mark.slow)])
 def test_running_statistics_follow_those_of_float32_for_hundreds_of_steps(name):
     network, _ = NETWORKS[name]
     narrow = in_precision(network, "bfloat16")

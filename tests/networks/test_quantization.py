@@ -39,6 +39,7 @@ def by_hand(variables, levels=127):
     return {**variables, "params": jax.tree_util.tree_map_with_path(convert, variables["params"])}
 
 
+@pytest.mark.slow
 def test_a_network_reads_eight_bit_kernels_and_float_ones_alike():
     plain, variables = network()
     reading = quantizable(plain)

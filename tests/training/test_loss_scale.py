@@ -106,7 +106,7 @@ CASES = {
 @pytest.mark.parametrize(
     "case",
     [
-        "micro-batches",
+        pytest.param("micro-batches", marks=pytest.mark.slow),
         "caching and combine",
         *(
             pytest.param(name, marks=pytest.mark.slow)
@@ -173,6 +173,7 @@ def test_a_run_that_is_cut_and_continued_has_the_same_bits(tmp_path):
     assert 0 < scale_of(whole) < 2.0**16
 
 
+@pytest.mark.slow
 def test_members_have_a_scale_of_their_own():
     even = {"student": jax.tree.map(jnp.zeros_like, init(2))}
     built = overflown(growth_interval=100)
