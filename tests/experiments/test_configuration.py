@@ -56,6 +56,20 @@ def test_every_config_file_builds_its_task_and_methods(name, monkeypatch, tmp_pa
                 tasks.dataset(config)
         config.teacher.network = dict(name="decoder")
         config.data.tokenizer = "bytes"
+    if config.data.name.startswith("jsonl:"):  # a file that the user has to bring
+        monkeypatch.setenv("KDJAX_DATA_DIR", str(tmp_path))
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises((configuration.ConfigError, FileNotFoundError), match="is no file"):
+            tasks.dataset(config)
+        path, rows = tmp_path / "rows.jsonl", []
+        for number in range(60):
+            rows.append({field: f"{kind} {number}" for kind, field in config.data.options.items()})
+            if label := config.data.options.get("label"):
+                rows[-1][label] = number % 2
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        config.data.name, config.data.rows = f"jsonl:{path}", (32, 0, 0)
+        for role in ("teacher", "student"):
+            config[role].training.batch_size = 8
     found = tasks.dataset(config)
     task = tasks.task(ml_collections.ConfigDict(held), found)
     assert isinstance(task, Task)
