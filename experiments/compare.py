@@ -81,6 +81,7 @@ def main(argv: Sequence[str]) -> None:
     first = tasks.task(single, found)
     members = [dataclasses.replace(first, seed=seed) for seed in seeds]
     settings = configuration.settings(config)
+    configuration.check_layout(settings.layout, first)
     configuration.claim(workdir, config)
     display, began = Display(), time.monotonic()
 
@@ -108,13 +109,10 @@ def main(argv: Sequence[str]) -> None:
                 )
             )
             folders.append((folder, None))
-    if jax.process_index() != 0:
-        return
-
     seconds = (time.monotonic() - began) / (len(seeds) * len(arms))
     results = pathlib.Path(RESULTS.value) if RESULTS.value else workdir / "results"
     environment = evaluation.environment()
-    teachers = []
+    teachers, writes = [], jax.process_index() == 0
     for task, (teacher, trained), (folder, member) in zip(members, outcomes, folders):
         taught = task.reference(teacher)
         teachers.append(task.scores("teacher", teacher, None)[task.shown[0]])
@@ -123,6 +121,8 @@ def main(argv: Sequence[str]) -> None:
                 which: task.scores("student", getattr(student, which), taught)
                 for which in ("last", "selected")
             }
+            if not writes:  # but all must score: variables may lie on several hosts
+                continue
             metrics["selected"]["step"] = float(student.selected_step)
             record = evaluation.Record(
                 method=name,
@@ -138,7 +138,8 @@ def main(argv: Sequence[str]) -> None:
                 seconds=seconds,
             )
             evaluation.write_record(results / f"{name}-seed{task.seed}.json", record)
-    publish(results, config, first, teachers)
+    if writes:
+        publish(results, config, first, teachers)
 
 
 def _stages(folder: pathlib.Path) -> list[str]:
@@ -196,4 +197,4 @@ def publish(results: pathlib.Path, config, task: Task, teachers: Sequence[float]
 
 
 if __name__ == "__main__":
-    configuration.launch(main)
+    configuration.launch(main, several=True)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 import math
 import os
 import pathlib
 import sys
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -16,8 +18,12 @@ import ml_collections
 from absl import app, flags, logging
 from jax.sharding import PartitionSpec
 
+from experiments import hosts
 from kdjax import data, methods, networks
 from kdjax.methods.task import Task
+from kdjax.networks.precision import check_precision
+from kdjax.networks.quantization import TYPES, quantizable
+from kdjax.networks.rematerialization import check_remat
 from kdjax.training import (
     CheckpointError,
     Layout,
@@ -27,6 +33,7 @@ from kdjax.training import (
     make_mesh,
 )
 from kdjax.training.checkpoint import write_text
+from kdjax.training.loss_scale import LossScale
 from kdjax.training.optimizers import Training
 
 FIELDS = (
@@ -39,11 +46,32 @@ FIELDS = (
     "checkpoint_every",
     "keep",
     "log_every",
+    "nonfinite",
+    "nonfinite_limit",
     "mesh",
     "sharding",
 )
-# Fields that do not change what is computed: a workdir may go on under other values of these.
-FREE = ("checkpoint_every", "keep", "log_every")
+ROLE = (
+    "network",
+    "training",
+    "input",
+    "precision",
+    "remat",
+    "quantize",
+    "checkpoint",
+    "cached",
+)
+# Fields that do not change what is computed: a workdir may go on under other values of these. So
+# that a run which a loss has stopped can go on under another policy, that is one of them.
+FREE = (
+    "checkpoint_every",
+    "keep",
+    "log_every",
+    "mesh",
+    "nonfinite",
+    "nonfinite_limit",
+    "sharding",
+)
 
 
 class ConfigError(ValueError):
@@ -58,18 +86,23 @@ def defaults() -> ml_collections.ConfigDict:
     for role in ("teacher", "student"):
         config[role] = dict(
             network=dict(name="mlp"),
+            precision="float32",
+            remat="",
             training=dataclasses.asdict(Training()),
             input=("image",),
         )
     config.teacher.checkpoint = ""
     config.teacher.cached = False
+    config.teacher.quantize = ""
     config.method = dict(name="kd")
     config.validate_every = 100
     config.checkpoint_every = 200
     config.keep = 2
     config.log_every = 50
+    config.nonfinite = "stop"
+    config.nonfinite_limit = 10
     config.mesh = dict(data=-1, model=1)
-    config.sharding = dict()
+    config.sharding = dict(teacher="replicated", student="replicated")
     return config
 
 
@@ -105,6 +138,54 @@ def training(where: str, fields: Mapping[str, Any]) -> Training:
         return Training(**{**fields, "augment": augment})
     except (ValueError, TypeError) as error:
         raise ConfigError(f"{where}: {error}") from error
+
+
+def computation(role: str, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Checks a role's `precision`, `remat` and `quantize`; what its network takes of them."""
+    where, options = f"config.{role}", fields["network"]
+    for name, ours in (("dtype", "precision"), ("remat", "remat")):
+        if name in options:
+            raise ConfigError(f"{where}.network.{name}: say it in {where}.{ours}")
+    for name, check in (("precision", check_precision), ("remat", check_remat)):
+        try:
+            check(fields[name])
+        except ValueError as error:
+            raise ConfigError(f"{where}.{error}") from error
+    quantize = fields.get("quantize", "")
+    if quantize and role != "teacher":
+        raise ConfigError(
+            f"{where}.quantize={quantize!r}: the {role} is trained; only a frozen "
+            "teacher's weights can be quantised"
+        )
+    if quantize not in ("", *TYPES):
+        raise ConfigError(f"{where}.quantize must be one of {('', *TYPES)}, got {quantize!r}")
+    if quantize and importlib.util.find_spec("qwix") is None:
+        raise ConfigError(
+            f"{where}.quantize={quantize!r} needs Qwix: pip install 'kdjax[quantization]'"
+        )
+    if not fields["remat"]:
+        return {}
+    if options["name"] == "mlp":
+        raise ConfigError(f"{where}.remat={fields['remat']!r}: an mlp has no blocks")
+    return {"remat": fields["remat"]}
+
+
+def scaled(found: Training, fields: Mapping[str, Any]) -> Training:
+    """The training of a role, its loss scaled where it computes in float16 and says nothing."""
+    if fields["precision"] != "float16" or found.loss_scale:
+        return found
+    return dataclasses.replace(found, loss_scale=LossScale().initial)
+
+
+def teacher_weights(config: ml_collections.ConfigDict) -> str:
+    """What the teacher's matrices are kept in: its `quantize`, or else its `precision`."""
+    kind = config.teacher.quantize or config.teacher.precision
+    if config.teacher.quantize and config.sharding.get("teacher"):
+        raise ConfigError(
+            f"config.teacher.quantize={kind!r} cannot be used with partition rules of the teacher: "
+            "a kernel's scales have another shape than the kernel"
+        )
+    return kind
 
 
 def method(fields: Mapping[str, Any], where: str = "config.method"):
@@ -163,15 +244,17 @@ def task(
     nets, trainings, reads = {}, {}, {}
     for role in ("teacher", "student"):
         fields = plain(config[role])
-        only(f"config.{role}", fields, ("network", "training", "input", "checkpoint", "cached"))
-        reads[role] = (fields["input"],) if isinstance(fields["input"], str) else fields["input"]
-        options = dict(fields["network"])
+        only(f"config.{role}", fields, ROLE)
+        reads[role] = fields["input"]
+        options = {**fields["network"], **computation(role, fields)}
         name = options.pop("name")
         try:
-            nets[role] = networks.build(name, num_classes=found.num_classes, **options, **of_data)
+            network = networks.build(name, num_classes=found.num_classes, **options, **of_data)
         except (ValueError, TypeError) as error:
             raise ConfigError(f"config.{role}.network: {error}") from error
-        trainings[role] = training(f"config.{role}.training", fields["training"])
+        network = networks.in_precision(network, fields["precision"])
+        nets[role] = quantizable(network) if fields.get("quantize") else network
+        trainings[role] = scaled(training(f"config.{role}.training", fields["training"]), fields)
     made = Task(
         found,
         nets,
@@ -182,25 +265,83 @@ def task(
         std=tuple(config.data.get("std", ())) or None,
         cache_teacher=config.teacher.cached,
         input=reads,
+        teacher_weights=teacher_weights(config),
     )
     if not config.teacher.checkpoint:
         return made
-    shapes = jax.eval_shape(lambda: made.variables("teacher"))
-    return made.with_teacher(load_variables(pathlib.Path(config.teacher.checkpoint), shapes))
+    return made.with_teacher(restored(config, made))
+
+
+def restored(config: ml_collections.ConfigDict, task: Task) -> Any:
+    """The teacher's variables of `config.teacher.checkpoint`, read straight into their shards."""
+    shapes = jax.eval_shape(lambda: task.variables("teacher"))
+    shardings = layout(config).role("teacher", shapes)
+    return load_variables(pathlib.Path(config.teacher.checkpoint), shapes, shardings)
+
+
+def layout(config: ml_collections.ConfigDict) -> Layout:
+    """The mesh and the partition rules of a config."""
+    only("config.mesh", config.mesh, ("data", "model"))
+    rules = {}
+    for role, rule in plain(config.sharding).items():
+        where = f"config.sharding.{role}"
+        if isinstance(rule, str):
+            if rule == "tensor_parallel" and config.mesh.model == 1:
+                raise ConfigError(f"{where}={rule!r} cuts over `model`, but config.mesh.model=1")
+            rules[role] = rule
+            continue
+        try:
+            rules[role] = [(regex, PartitionSpec(*spec)) for regex, spec in rule]
+        except (TypeError, ValueError) as error:
+            raise ConfigError(
+                f"{where} must be a rule set's name or pairs (regex, axes), got {rule!r}"
+            ) from error
+    try:
+        return Layout(make_mesh(config.mesh.data, config.mesh.model), rules)
+    except ValueError as error:
+        raise ConfigError(f"config.mesh and config.sharding: {error}") from error
+
+
+def roles(config: ml_collections.ConfigDict) -> tuple[str, ...]:
+    """Teacher, student, and what the config's methods add to them."""
+    chosen = config.get("arms") or {"method": config.method}
+    names = [str(fields.get("name")) for fields in chosen.values()]
+    added = [role for name in names for role in getattr(methods.get(name), "ROLES", ())]
+    return ("teacher", "student", *dict.fromkeys(added))
+
+
+def check_layout(layout: Layout, task: Task) -> None:
+    """Refuses, before anything is computed, batches and rules that do not fit the mesh."""
+    for role, training in task.training.items():
+        layout.check_batch(f"train of the {role}", training.batch_size)
+    for role in task.networks:
+        shapes = jax.eval_shape(lambda role=role: task.variables(role))
+        rules = layout.rules.get(role, "replicated")
+        if role == "teacher" and _partly_kept(task) and not isinstance(rules, str):
+            raise ConfigError(
+                "config.sharding.teacher must be a rule set's name where config.teacher.cached "
+                "keeps a part of the teacher only"
+            )
+        try:
+            layout.role(role, shapes)
+        except ValueError as error:
+            raise ConfigError(f"config.sharding.{role}: {error}") from error
+
+
+def _partly_kept(task: Task) -> bool:
+    return task.kind == "language" and task.cache_teacher  # its head alone
 
 
 def settings(config: ml_collections.ConfigDict, **changes: Any) -> Settings:
     """How the stages of a config are run."""
-    only("config.mesh", config.mesh, ("data", "model"))
-    rules = {
-        role: [(regex, PartitionSpec(*spec)) for regex, spec in plain(rule)]
-        for role, rule in config.sharding.items()
-    }
+    only("config.sharding", config.sharding, roles(config))
     return Settings(
         checkpoint_every=config.checkpoint_every,
         keep=config.keep,
         log_every=config.log_every,
-        layout=Layout(make_mesh(config.mesh.data, config.mesh.model), rules),
+        nonfinite=config.nonfinite,
+        nonfinite_limit=config.nonfinite_limit,
+        layout=layout(config),
         **changes,
     )
 
@@ -219,10 +360,12 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """The fields in which two configs differ, as `name: old -> new`."""
     a, b = flatten(old), flatten(new)
+    # Where a stage goes back to, and with that what it computes, lies at multiples of this.
+    bound = ("checkpoint_every",) if b.get("nonfinite") == "rollback" else ()
     return [
         f"{name}: {a.get(name, 'absent')!r} -> {b.get(name, 'absent')!r}"
         for name in sorted(set(a) | set(b))
-        if a.get(name) != b.get(name) and name not in FREE
+        if a.get(name) != b.get(name) and (name.partition(".")[0] not in FREE or name in bound)
     ]
 
 
@@ -231,7 +374,11 @@ def claim(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
     path = workdir / "config.json"
     new = json.loads(json.dumps(plain(config)))
     if path.exists():
-        changed = differences(json.loads(path.read_text()), new)
+        try:
+            old = json.loads(path.read_text())
+        except ValueError as error:
+            raise ConfigError(f"{path} is damaged: {error}") from error
+        changed = differences(old, new)
         if changed:
             raise ConfigError(
                 f"{workdir} belongs to a run with another config ({'; '.join(changed)}): "
@@ -245,8 +392,13 @@ def claim(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
         raise ConfigError(f"--workdir {workdir} cannot be written: {error}") from error
 
 
-def launch(main: Callable[[Sequence[str]], Any]) -> None:
-    """`app.run` in which a mistake of the user's is one line on stderr, and exit status 2."""
+def launch(main: Callable[[Sequence[str]], Any], *, several: bool = False) -> None:
+    """`app.run` in which a mistake of the user's is one line on stderr, and exit status 2.
+
+    Args:
+      main: the command.
+      several: it runs on several processes too, which have joined before it is called.
+    """
 
     def parse(argv: list[str]) -> list[str]:
         try:
@@ -264,6 +416,7 @@ def launch(main: Callable[[Sequence[str]], Any]) -> None:
     def run(argv: Sequence[str]) -> Any:
         logging.set_verbosity(logging.WARNING)
         try:
+            hosts.join(several)
             return main(argv)
         except (
             ValueError,
@@ -274,11 +427,20 @@ def launch(main: Callable[[Sequence[str]], Any]) -> None:
         ) as error:
             if os.environ.get("KDJAX_TRACEBACK"):
                 raise
+            if line := hosts.lost(error):
+                _fail(line, 1)
             _fail(" ".join(str(error).split()))
+        except (Exception, KeyboardInterrupt) as error:
+            if not hosts.several():
+                raise
+            if line := hosts.lost(error):
+                _fail(line, 1)
+            traceback.print_exc()
+            hosts.leave(1)
 
     app.run(run, flags_parser=parse)
 
 
-def _fail(line: str) -> None:
+def _fail(line: str, status: int = 2) -> None:
     print(f"error: {line}", file=sys.stderr)
-    raise SystemExit(2)
+    hosts.leave(status)

@@ -9,7 +9,6 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import ml_collections
 
 from experiments import configuration as base
@@ -18,13 +17,10 @@ from kdjax.data.tokenizers import ByteTokenizer, CharacterTokenizer, Tokenizer, 
 from kdjax.methods.language_task import LanguageTask
 from kdjax.networks import importers
 from kdjax.networks.transformer import DecoderConfig
-from kdjax.training import load_variables
 
 DATA = ("name", "options", "tokenizer", "length", "packed", "prompt_length", "drop", "rows")
-ROLE = ("network", "training", "checkpoint", "cached", "warm_up")
+ROLE = (*(name for name in base.ROLE if name != "input"), "warm_up")
 PRETRAINED = ("smollm2", "safetensors", "gguf")
-# What a config may say of a pretrained decoder; everything else is in its file.
-COMPUTATION = ("dtype", "remat")
 
 
 def defaults() -> ml_collections.ConfigDict:
@@ -83,7 +79,7 @@ def pretrained(where: str, network: Mapping[str, Any]):
         known = ("decoder", *PRETRAINED)
         raise base.ConfigError(f"{where}.name must be one of {known}, got {name!r}")
     field = "wheel" if name == "smollm2" else "path"
-    base.only(where, network, ("name", field, *COMPUTATION))
+    base.only(where, network, ("name", field))
     if field == "path" and not network.get("path"):
         raise base.ConfigError(f"{where}.path must name the file or folder of a {name} decoder")
     try:
@@ -93,8 +89,7 @@ def pretrained(where: str, network: Mapping[str, Any]):
             f"{where}: {error}. To train a teacher on the spot instead: --config.teacher.network."
             "name=decoder with --config.data.tokenizer=bytes"
         ) from error
-    changes = {name: network[name] for name in COMPUTATION if name in network}
-    return dataclasses.replace(config, **changes), variables, tokenizer
+    return config, variables, tokenizer
 
 
 def _tokenizer(name: str, teacher, corpus: data.Corpus) -> Tokenizer:
@@ -137,6 +132,7 @@ def task(config: ml_collections.ConfigDict, found=None) -> LanguageTask:
     for role in ("teacher", "student"):
         fields[role] = base.plain(config[role])
         base.only(f"config.{role}", fields[role], ROLE)
+        base.computation(role, fields[role])
     teacher = pretrained("config.teacher.network", fields["teacher"]["network"])
     student = pretrained("config.student.network", fields["student"]["network"])
     texts, tokenizer = found or dataset(config)
@@ -147,18 +143,21 @@ def task(config: ml_collections.ConfigDict, found=None) -> LanguageTask:
     for role, known in decoders.items():
         if known is None:
             where, length = f"config.{role}.network", config.data.length
-            decoders[role] = _decoder(where, fields[role]["network"], tokenizer, length)
+            known = _decoder(where, fields[role]["network"], tokenizer, length)
+        changes = {"dtype": fields[role]["precision"], "remat": fields[role]["remat"]}
+        decoders[role] = dataclasses.replace(known, **changes)
     made = LanguageTask(
         texts,
         training={
-            role: base.training(f"config.{role}.training", fields[role]["training"])
-            for role in fields
+            role: base.scaled(base.training(f"config.{role}.training", given["training"]), given)
+            for role, given in fields.items()
         },
         decoders=decoders,
         tokenizer=tokenizer,
         seed=config.seed,
         validate_every=config.validate_every,
         cache_teacher=config.teacher.cached,
+        teacher_weights=base.teacher_weights(config),
         initial={"student": student[1]} if student else {},
         warm_up=config.student.warm_up,
     )
@@ -169,8 +168,7 @@ def task(config: ml_collections.ConfigDict, found=None) -> LanguageTask:
                 "config.teacher.checkpoint is for a decoder trained here; "
                 f"network.name={fields['teacher']['network']['name']!r} brings its own weights"
             )
-        shapes = jax.eval_shape(lambda: made.variables("teacher"))
-        trained = load_variables(pathlib.Path(config.teacher.checkpoint), shapes)
+        trained = base.restored(config, made)
     return made if trained is None else made.with_teacher(trained)
 
 

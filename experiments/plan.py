@@ -30,6 +30,7 @@ DEVICES = flags.DEFINE_integer(
     "devices", 0, "CPU devices to simulate; 0: the plan is for the devices that are here."
 )
 HBM = flags.DEFINE_string("hbm", "", "Memory of a device, such as 16GiB; empty: not compared.")
+STAGES = flags.DEFINE_list("stages", [], "Names of the stages that are planned; empty: all.")
 JSON = flags.DEFINE_string("json", "", "A file for the plan, as JSON.")
 
 _UNITS = {"B": 1} | {
@@ -182,7 +183,7 @@ def main(argv: Sequence[str]) -> None:
         jax.config.update("jax_num_cpu_devices", DEVICES.value)
     config, console = run.CONFIG.value, Console(soft_wrap=True, highlight=False)
     found, layout = tasks.dataset(config), configuration.settings(config).layout
-    stages, end = planning.plan(recipe_of(config, found), layout)
+    stages, end = planning.plan(recipe_of(config, found), layout, STAGES.value or None)
     mesh = ", ".join(f"{axis}={size}" for axis, size in layout.mesh.shape.items())
     console.print(f"{config.method.name} on {layout.mesh.size} {jax.default_backend()} ({mesh})")
     console.print(table(stages, hbm))

@@ -10,9 +10,11 @@ import numpy as np
 
 from kdjax import evaluation
 from kdjax.methods.language_task import LanguageTask
+from kdjax.methods.retrieval_task import RetrievalTask
 from kdjax.methods.task import Task
 
 PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 3, 16, 32  # samples in a report on text
+PICTURES, ANSWERS = 8, 5  # and in one on images and texts
 
 
 def write(
@@ -30,6 +32,8 @@ def write(
     roles = {name: "teacher" if name == "teacher" else "student" for name in models}
     if isinstance(task, LanguageTask):
         return _language(task, models, roles, path, first, facts)
+    if isinstance(task, RetrievalTask):
+        return _retrieval(task, models, roles, path, first, facts)
     predictions = {name: task.predict(roles[name], x) for name, x in models.items()}
     if not first:
         return ""
@@ -72,3 +76,26 @@ def _language(task: LanguageTask, models, roles, path, first, facts) -> str:
     )
     evaluation.write_language_report(path, report)
     return evaluation.language_table(report)
+
+
+def _retrieval(task: RetrievalTask, models, roles, path, first, facts) -> str:
+    teacher = task.reference(models["teacher"])
+    scores, found = {}, {}
+    texts = [text for row in task.dataset.texts["test"] for text in row]
+    for name, x in models.items():
+        scores[name] = task.scores(roles[name], x, None if name == "teacher" else teacher)
+        best = np.argsort(-task.predict(roles[name], x)[:PICTURES], axis=1)[:, :ANSWERS]
+        found[name] = [[texts[i] for i in row] for row in best]
+    if not first:
+        return ""
+    images = task.dataset.splits["test"].arrays()["image"]
+    report = evaluation.RetrievalReport(
+        models=scores,
+        images=len(images),
+        texts=len(texts),
+        pictures=images[:PICTURES],
+        found=found,
+        **facts,
+    )
+    evaluation.write_retrieval_report(path, report)
+    return evaluation.retrieval_table(report)

@@ -20,6 +20,7 @@ from experiments import configuration, reports, tasks
 from kdjax import evaluation, methods
 from kdjax.methods.task import Task
 from kdjax.training import Display, Profile, read_metrics, run, save_variables
+from kdjax.training.lock import locked
 
 CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lies; started again, it goes on.")
@@ -32,13 +33,6 @@ PROFILE_STEPS = flags.DEFINE_string(
 PROFILE_STAGE = flags.DEFINE_string(
     "profile_stage", "", "The only stage that --profile_steps traces; empty: every stage."
 )
-COORDINATOR = flags.DEFINE_string(
-    "coordinator", "", "host:port of process 0, for several hosts; `auto`: from the cluster."
-)
-PROCESSES = flags.DEFINE_integer(
-    "processes", 0, "How many processes there are, with a coordinator."
-)
-PROCESS = flags.DEFINE_integer("process", -1, "The number of this process, with a coordinator.")
 
 
 def experiment(task: Task, module, config) -> Generator:
@@ -66,10 +60,6 @@ def main(argv: Sequence[str]) -> None:
     began = time.monotonic()
     if CONFIG.value is None or WORKDIR.value is None:
         raise configuration.ConfigError("--config and --workdir are needed")
-    if COORDINATOR.value == "auto":
-        jax.distributed.initialize()
-    elif COORDINATOR.value:
-        jax.distributed.initialize(COORDINATOR.value, PROCESSES.value, PROCESS.value)
     if CACHE.value:
         jax.config.update("jax_compilation_cache_dir", CACHE.value)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
@@ -77,11 +67,14 @@ def main(argv: Sequence[str]) -> None:
     module, method_config = tasks.method(config, config.method, "config.method")
     task = tasks.task(config)
     settings = configuration.settings(config, profile=profile(workdir))
-    for role, training in task.training.items():
-        settings.layout.check_batch(f"train of the {role}", training.batch_size)
-    configuration.claim(workdir, config)
-
+    configuration.check_layout(settings.layout, task)
     display = Display()
+    with locked(workdir, display.say):
+        configuration.claim(workdir, config)
+        _run(task, module, method_config, settings, config, workdir, display, began)
+
+
+def _run(task, module, method_config, settings, config, workdir, display, began) -> None:
     display.say(f"{config.method.name} on {task.dataset.name}, seed {config.seed}: {workdir}")
     teacher, alone, distilled = run(
         experiment(task, module, method_config),
@@ -117,4 +110,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    configuration.launch(main)
+    configuration.launch(main, several=True)

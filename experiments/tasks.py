@@ -1,4 +1,4 @@
-"""From a config to its task, whatever kind that is: one on text has a tokenizer."""
+"""From a config to its task, whatever kind that is: its data tell which."""
 
 from __future__ import annotations
 
@@ -11,19 +11,30 @@ import ml_collections
 from experiments import (
     configuration,
     language_configuration,
+    retrieval_configuration,
     text_classification_configuration,
 )
 from kdjax import methods
 from kdjax.methods.task import Task
 
+KINDS = {language_configuration: "language", retrieval_configuration: "retrieval"}
+
 
 def _reader(config: ml_collections.ConfigDict) -> ModuleType:
-    """What reads the config: text with labels is to be classified, other text to be predicted."""
+    """What reads the config: images may have captions; text with labels is to be classified, other
+    text to be predicted."""
+    if "captions" in config.data:
+        return retrieval_configuration
     if "tokenizer" not in config.data:
         return configuration
     if config.data.get("options", {}).get("label"):
         return text_classification_configuration
     return language_configuration
+
+
+def kind(config: ml_collections.ConfigDict) -> str:
+    """What methods know its task by."""
+    return KINDS.get(_reader(config), "classification")
 
 
 def dataset(config: ml_collections.ConfigDict) -> Any:
@@ -40,9 +51,8 @@ def task(config: ml_collections.ConfigDict, found: Any = None) -> Task:
 def method(config: ml_collections.ConfigDict, fields: Mapping[str, Any], where: str):
     """`(module, its Config)`; refuses a method for another kind of task."""
     module, chosen = configuration.method(fields, where)
-    kind = "language" if _reader(config) is language_configuration else "classification"
     try:
-        methods.check_task(fields["name"], kind)
+        methods.check_task(fields["name"], kind(config))
     except ValueError as error:
         raise configuration.ConfigError(f"{where}: {error}") from error
     return module, chosen

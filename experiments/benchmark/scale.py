@@ -255,6 +255,7 @@ def checkpoints() -> dict[str, Any]:
             "step_ms": overhead.quartiles(times[1:]),
             "resume_seconds": resume(stage),
         }
+        print(name, json.dumps(out[name]), flush=True)
     return out
 
 
@@ -268,18 +269,18 @@ def resume(stage: Stage) -> dict[str, float]:
             with tempfile.TemporaryDirectory() as workdir:
 
                 def recipe():
-                    yield dataclasses.replace(stage, steps=2 * EVERY)
+                    yield dataclasses.replace(stage, steps=100)
 
                 def go(on_step, workdir=workdir, recipe=recipe):
-                    settings = Settings(checkpoint_every=EVERY, on_step=on_step)
+                    settings = Settings(checkpoint_every=10, on_step=on_step)
                     with contextlib.suppress(_Killed):
                         run(recipe(), workdir=workdir, settings=settings)
 
-                go(_kill(EVERY + 10))
+                go(_kill(15))
                 if name == "not_compiled":
                     jax.clear_caches()
                 began = time.perf_counter()
-                go(_kill(EVERY + 1))
+                go(_kill(11))
                 seconds.append(time.perf_counter() - began)
         found[name] = min(seconds)
     return found

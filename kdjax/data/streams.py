@@ -7,6 +7,7 @@ the same batches for the same seed. A stateful stream is a Grain iterator.
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -79,9 +80,18 @@ class Order:
       batch_size: of the global batch.
       seed: of the permutations.
       process, processes: which part of each batch is this process's.
+      attempt: other permutations for each.
     """
 
-    def __init__(self, rows: np.ndarray, batch_size: int, seed: int, process: int, processes: int):
+    def __init__(
+        self,
+        rows: np.ndarray,
+        batch_size: int,
+        seed: int,
+        process: int,
+        processes: int,
+        attempt: int = 0,
+    ):
         if batch_size % processes:
             raise ValueError(
                 f"batch_size={batch_size} is not a multiple of the {processes} processes"
@@ -89,12 +99,13 @@ class Order:
         if not 0 <= process < processes:
             raise ValueError(f"process={process} is none of the {processes} processes")
         self._rows, self._batch, self._seed = rows, batch_size, seed
+        self._attempt = [attempt] if attempt else []
         self._part = batch_size // processes
         self._first = process * self._part
         self._epoch = functools.lru_cache(maxsize=4)(self._permute)
 
     def _permute(self, epoch: int) -> np.ndarray:
-        return np.random.default_rng([self._seed, epoch]).permutation(self._rows)
+        return np.random.default_rng([self._seed, epoch, *self._attempt]).permutation(self._rows)
 
     def __call__(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """Rows and epochs of this process's part of a step's batch."""
@@ -139,10 +150,17 @@ class _Ordered:
         self._augment = augmentations(augment)
         self._split, self._seed, self._rows = split, int(seed), rows
         self._mix = any(a.name == "mixup" for a in self._augment)
-        self._order = Order(rows, batch_size, self._seed, process, processes)
+        self._ordering = (rows, batch_size, self._seed, process, processes)
+        self._order = Order(*self._ordering)
         self._all = np.ones(batch_size // processes, bool)
         self._processing = (self._augment, _tuple(mean), _tuple(std))
         self.batch_size = batch_size
+
+    def reordered(self, attempt: int) -> _Ordered:
+        """The same examples in another order; what augments an example in an epoch stays."""
+        other = copy.copy(self)
+        other._order = Order(*self._ordering, attempt)
+        return other
 
     def _item(self, step: int) -> Item:
         rows, epochs = self._order(step)
@@ -329,6 +347,8 @@ def iterator(
     dataset: grain.IterDataset, batch_size: int, *, assemble: Callable = _record
 ) -> Iterated:
     """A Grain dataset that has state (packing, remote sources), checkpointed with the run.
+
+    Each process keeps the state of its part, so a run goes on with as many processes.
 
     Args:
       dataset: yields this process's items: dicts of arrays that lead with the batch axis; endless.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import concurrent.futures
+import copy
 import functools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -112,6 +113,13 @@ class Taught:
         self.assemble = _assembling(stream.assemble)
         self._stream, self._split, self._fields = stream, split, fields
         self._lookup, self._threads = lookup, threads
+
+    def reordered(self, attempt: int) -> Taught:
+        if not hasattr(self._stream, "reordered"):
+            raise ValueError(f"{type(self._stream).__name__} has one order only")
+        other = copy.copy(self)
+        other._stream = self._stream.reordered(attempt)
+        return other
 
     def items(self, start: int = 0, state: dict | None = None) -> Any:
         items = self._stream.items(start, state)

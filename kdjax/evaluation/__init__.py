@@ -57,6 +57,11 @@ from kdjax.evaluation.retrieval import (
     retrieval_ranks,
     rsum,
 )
+from kdjax.evaluation.retrieval_report import (
+    RetrievalReport,
+    retrieval_table,
+    write_retrieval_report,
+)
 from kdjax.evaluation.segmentation import (
     class_mean,
     dice,
@@ -81,6 +86,7 @@ __all__ = [
     "Recalls",
     "Record",
     "Report",
+    "RetrievalReport",
     "Summary",
     "TemperatureFit",
     "Transfer",
@@ -131,6 +137,7 @@ __all__ = [
     "reliability_diagram",
     "rerank",
     "retrieval_ranks",
+    "retrieval_table",
     "rsum",
     "scores",
     "segmentation_confusion",
@@ -143,4 +150,5 @@ __all__ = [
     "write_language_report",
     "write_record",
     "write_report",
+    "write_retrieval_report",
 ]

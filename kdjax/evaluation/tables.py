@@ -43,6 +43,13 @@ COLUMNS = {
         Column("kl_to_teacher", "KL to teacher (nats)"),
         Column("kendall", "Kendall tau with teacher"),
         Column("spearman", "Spearman rho with teacher"),
+        *(Column(f"recall_at_{k}", f"recall at {k} (%)", 100, 2) for k in (1, 5, 10)),
+        *(
+            Column(f"{which}_recall_at_{k}", f"{which} recall at {k} (%)", 100, 2)
+            for which in ("text", "image")
+            for k in (1, 5, 10)
+        ),
+        Column("median_rank", "median rank", 1, 1),
         Column("perplexity", "perplexity", 1, 2),
         Column("cross_entropy", "cross-entropy (nats)"),
         Column("entropy", "entropy (nats)"),

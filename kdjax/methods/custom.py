@@ -158,7 +158,13 @@ def _program(student, teacher, loss, training, batchwise, fields) -> Program:
         values = jnp.broadcast_to(values, where.shape)
         return Evaluation({"distillation": mean(values, where)}, {"student": out.variables})
 
-    update = Update(objective, ("student",), training.transformation, batchwise=batchwise)
+    update = Update(
+        objective,
+        ("student",),
+        training.transformation,
+        batchwise=batchwise,
+        loss_scale=training.scaling,
+    )
     return Program((update,), prepare=kd.teach(teacher, fields), schedules=training.schedules)
 
 

@@ -127,7 +127,13 @@ def program(
             optax.scale_by_schedule(lambda count: training.rate(count, training.steps)),
         )
 
-    update = Update(objective, ("student",), optimizer, microbatches=training.microbatches)
+    update = Update(
+        objective,
+        ("student",),
+        optimizer,
+        microbatches=training.microbatches,
+        loss_scale=training.scaling,
+    )
     return Program((update,), prepare=teach(teacher) if loss.distillation_weight else None)
 
 

@@ -215,7 +215,11 @@ def program(
         return Evaluation(found, {"student": reading.variables}, metrics=metrics)
 
     update = Update(
-        objective, ("student",), training.transformation, microbatches=training.microbatches
+        objective,
+        ("student",),
+        training.transformation,
+        microbatches=training.microbatches,
+        loss_scale=training.scaling,
     )
     schedules = {**training.schedules, "steps": lambda step, steps: steps}
     return Program((update,), prepare=prepare, schedules=schedules)

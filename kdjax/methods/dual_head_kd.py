@@ -36,6 +36,7 @@ from kdjax.training import Combined, Evaluation, Program, Term, Update, mean
 from kdjax.training.optimizers import Training
 
 LOSSES = ("binary_kl_norm", "binary_kl")
+ROLES = ("auxiliary",)  # besides teacher and student
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,6 +201,7 @@ def program(
         training.transformation,
         combine=functools.partial(combine, config) if apart else None,
         microbatches=training.microbatches,
+        loss_scale=training.scaling,
     )
     return Program(
         (update,), prepare=kd.teach(teacher, teacher_fields), schedules=training.schedules

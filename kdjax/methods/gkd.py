@@ -119,7 +119,11 @@ def program(
         return Evaluation(found, {"student": reading.variables}, metrics=metrics)
 
     update = Update(
-        objective, ("student",), training.transformation, microbatches=training.microbatches
+        objective,
+        ("student",),
+        training.transformation,
+        microbatches=training.microbatches,
+        loss_scale=training.scaling,
     )
     return Program((update,), prepare=prepare, schedules=training.schedules)
 

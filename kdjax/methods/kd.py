@@ -170,6 +170,7 @@ def program(
         ("student",),
         training.transformation,
         microbatches=training.microbatches,
+        loss_scale=training.scaling,
         batchwise=config.loss == "dist",
     )
     schedules = {**training.schedules, "distillation_weight": weight}

@@ -34,7 +34,13 @@ def program(role: str, config: DecoderConfig, training: Training) -> Program:
         )
         return Evaluation({"cross_entropy": Term(total, weight)}, {role: reading.variables})
 
-    update = Update(objective, (role,), training.transformation, microbatches=training.microbatches)
+    update = Update(
+        objective,
+        (role,),
+        training.transformation,
+        microbatches=training.microbatches,
+        loss_scale=training.scaling,
+    )
     return Program((update,), schedules=training.schedules)
 
 
@@ -44,7 +50,7 @@ def stage(task: LanguageTask, role: str, name: str) -> Stage:
     return Stage(
         name,
         program(role, task.decoders[role], training),
-        {role: task.variables(role)},
+        {role: task.start(role)},
         {"train": task.stream(role)},
         training.steps,
         validation=task.validation(role),

@@ -23,8 +23,9 @@ from kdjax.data.tokenizers import Tokenizer
 from kdjax.methods.task import Task
 from kdjax.networks import Network, from_linen
 from kdjax.networks.generation import generate
+from kdjax.networks.quantization import quantizable
 from kdjax.networks.transformer import Decoder, DecoderConfig, head, project
-from kdjax.training import Term, Validation, gather, mean
+from kdjax.training import Deferred, Term, Validation, gather, mean
 from kdjax.training.optimizers import Training
 
 PyTree = Any
@@ -47,12 +48,15 @@ class Reading(NamedTuple):
 @functools.lru_cache(maxsize=64)
 def decoder(config: DecoderConfig) -> Network:
     """The network of a config: one object, so that what is compiled for it is shared."""
-    return from_linen(Decoder(config))
+    return quantizable(from_linen(Decoder(config)))
 
 
 def head_of(config: DecoderConfig, variables: PyTree) -> losses.Head:
-    """The output head of a decoder, as the vocabulary-sized losses take it."""
-    return losses.Head(head(variables), softcap=config.logit_softcap)
+    """The output head of a decoder, as the vocabulary-sized losses take it.
+
+    In the type of the hidden states; their product is summed in float32.
+    """
+    return losses.Head(head(variables).astype(config.dtype), softcap=config.logit_softcap)
 
 
 def read(config: DecoderConfig, variables: PyTree, batch: Mapping[str, jax.Array], **options):
@@ -142,9 +146,9 @@ class LanguageTask(Task):
         """One row of tokens, for shapes."""
         return (np.zeros((1, 2), np.int32),)
 
-    def variables(self, role: str) -> PyTree:
+    def start(self, role: str) -> PyTree | Deferred:
         """Given ones, or random ones: the same for every method of a seed."""
-        return self.initial[role] if role in self.initial else super().variables(role)
+        return self.initial[role] if role in self.initial else super().start(role)
 
     def prepared(self) -> Generator:
         """This task with a student that has been trained on the text for `warm_up` steps."""
@@ -160,8 +164,9 @@ class LanguageTask(Task):
     def taught(self, teacher: PyTree) -> Generator:
         """`(roles, fields)`: the whole teacher, or its head and its hidden states `[N, L, D]`."""
         if not self.cache_teacher:
-            return {"teacher": teacher}, {}
+            return {"teacher": self.kept("teacher", teacher)}, {}
         yield from ()
+        teacher = self.kept("teacher", teacher)
         return {"teacher": head_only(teacher)}, {"teacher_hidden": self.cached(teacher)}
 
     def cached(self, teacher: PyTree, rows: int = 8) -> np.ndarray:
@@ -174,7 +179,7 @@ class LanguageTask(Task):
         arrays, config = self.dataset.splits["train"].arrays(), self.decoders["teacher"]
         if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(teacher)):
             return np.broadcast_to(np.float32(0), (*arrays["tokens"].shape, config.width))
-        teacher = gather(teacher)
+        teacher = gather(self.kept("teacher", teacher))
         read_by_teacher = ("tokens", "positions", "segments")
         contents = Contents(
             "hidden",
@@ -208,8 +213,8 @@ class LanguageTask(Task):
         )
 
     def reference(self, teacher: PyTree) -> PyTree:
-        """What `scores` compares with: the teacher's variables, on the device."""
-        return jax.device_put(teacher)
+        """What `scores` compares with: the teacher's variables, on this process's device."""
+        return jax.device_put(gather(self.kept("teacher", teacher)))
 
     def scores(self, role: str, variables: PyTree, reference: PyTree | None) -> dict:
         """Metric -> number a predicted token of the test split.
@@ -221,7 +226,7 @@ class LanguageTask(Task):
         if reference is not None:
             teacher = self.decoders["teacher"]
         function = _scores(self.decoders[role], teacher, stream.assemble)
-        variables, total = gather(variables), None
+        variables, total = gather(self.kept(role, variables)), None
         for item in stream.items(whole=True):
             found = function(variables, reference, stream.table, item)
             total = found if total is None else jax.tree.map(jnp.add, total, found)
@@ -241,7 +246,10 @@ class LanguageTask(Task):
         temperature: float = 0.0,
         seed: int = 0,
     ) -> list[str]:
-        """How a role goes on after each prompt (token ids), as text without the prompt."""
+        """How a role goes on after each prompt (token ids), as text without the prompt.
+
+        On several hosts each computes all of them; all must call it.
+        """
         longest = max(map(len, prompts))
         tokens = np.zeros((len(prompts), longest), np.int32)
         where = np.zeros(tokens.shape, bool)
@@ -251,7 +259,7 @@ class LanguageTask(Task):
         found = generate(
             self.networks[role],
             self.decoders[role],
-            variables,
+            gather(self.kept(role, variables)),
             tokens,
             where,
             jax.random.key(seed),

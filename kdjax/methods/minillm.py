@@ -233,7 +233,11 @@ def program(
         )
 
     update = Update(
-        objective, ("student",), training.transformation, microbatches=training.microbatches
+        objective,
+        ("student",),
+        training.transformation,
+        microbatches=training.microbatches,
+        loss_scale=training.scaling,
     )
     return Program((update,), prepare=prepare, schedules=training.schedules)
 

@@ -58,6 +58,7 @@ from kdjax.networks import LoRA, Network, attach
 from kdjax.networks.generation import generate
 from kdjax.networks.transformer import DecoderConfig, project
 from kdjax.training import Evaluation, Program, Stage, Term, Update, mean
+from kdjax.training.averages import follow
 from kdjax.training.optimizers import Training
 
 TASKS = ("language",)
@@ -357,24 +358,14 @@ def program(
         name = config.loss
         return Evaluation({name: Term(*found)}, {"student": reading.variables}, metrics=metrics)
 
-    def follow(variables, context, metrics):
-        """The teacher after a step: the first one copies the student."""
-        student, teacher = variables["student"], variables["teacher"]
-        decay = jnp.where(context.step == 0, 0.0, config.ema_decay)
-        moved = jax.tree.map(
-            lambda old, new: (decay * old + (1 - decay) * new).astype(old.dtype),
-            teacher["params"],
-            student["params"],
-        )
-        return {**variables, "teacher": {**student, "params": moved}}, context.memory
-
     averaged = config.teacher == "ema"
     update = Update(
         objective,
         ("student",),
         training.transformation,
         microbatches=training.microbatches,
-        after=follow if averaged else None,
+        loss_scale=training.scaling,
+        after=follow("student", "teacher", config.ema_decay, copy_first=True) if averaged else None,
     )
     carries = ("teacher",) if averaged else ()
     return Program((update,), prepare=prepare, schedules=training.schedules, carries=carries)

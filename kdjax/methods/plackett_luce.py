@@ -93,7 +93,11 @@ def program(
         )
 
     update = Update(
-        objective, ("student",), training.transformation, microbatches=training.microbatches
+        objective,
+        ("student",),
+        training.transformation,
+        microbatches=training.microbatches,
+        loss_scale=training.scaling,
     )
     prepare = kd.teach(teacher, teacher_fields)
     return Program((update,), prepare=prepare, schedules=training.schedules)

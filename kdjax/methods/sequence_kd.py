@@ -72,7 +72,11 @@ def program(
         return Evaluation(found, {"student": reading.variables})
 
     update = Update(
-        objective, ("student",), training.transformation, microbatches=training.microbatches
+        objective,
+        ("student",),
+        training.transformation,
+        microbatches=training.microbatches,
+        loss_scale=training.scaling,
     )
     prepare = teach(teacher) if config.distillation_weight else None
     return Program((update,), prepare=prepare, schedules=training.schedules)

@@ -266,6 +266,7 @@ def program(
         ("student",),
         training.transformation,
         microbatches=training.microbatches,
+        loss_scale=training.scaling,
         batchwise=True,
         embed=embed if training.microbatches > 1 else None,
     )
@@ -326,6 +327,7 @@ def token_program(
         ("student",),
         training.transformation,
         microbatches=training.microbatches,
+        loss_scale=training.scaling,
         batchwise=True,
     )
     prepare = language_task.teach(teacher)
@@ -382,7 +384,7 @@ def recipe(task: Task, config: Config) -> Generator:
     outcome = yield Stage(
         "distill",
         program(*networks, training, config, *reads),
-        {"student": task.variables("student"), "teacher": teacher},
+        {"student": task.start("student"), "teacher": task.kept("teacher", teacher)},
         {"train": train},
         training.steps,
         validation=dataclasses.replace(task.validation("student"), evaluate=evaluate),

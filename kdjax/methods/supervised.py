@@ -59,7 +59,13 @@ def program(
             metrics={"accuracy": mean(correct, where)},
         )
 
-    update = Update(objective, (role,), training.transformation, microbatches=training.microbatches)
+    update = Update(
+        objective,
+        (role,),
+        training.transformation,
+        microbatches=training.microbatches,
+        loss_scale=training.scaling,
+    )
     return Program((update,), schedules=training.schedules)
 
 
@@ -69,7 +75,7 @@ def stage(task: Task, role: str, name: str, config: Config = Config()) -> Stage:
     return Stage(
         name,
         program(role, task.networks[role], training, config, task.reads(role)),
-        {role: task.variables(role)},
+        {role: task.start(role)},
         {"train": task.stream(role)},
         training.steps,
         validation=task.validation(role),

@@ -126,6 +126,7 @@ def program(
         ("student",),
         training.transformation,
         microbatches=training.microbatches,
+        loss_scale=training.scaling,
         after=steer,
     )
     schedules = {**training.schedules, "progress": lambda step, steps: step / steps}

@@ -29,7 +29,19 @@ from kdjax.data.teacher_cache import (
 )
 from kdjax.data.teacher_cache_stream import Taught
 from kdjax.networks import Network, logits_of
-from kdjax.training import Compute, Outcome, Program, Stage, Term, Validation, gather, mean
+from kdjax.networks.quantization import check_kept, keep
+from kdjax.training import (
+    Compute,
+    Deferred,
+    Outcome,
+    Program,
+    Stage,
+    Term,
+    Validation,
+    gather,
+    made,
+    mean,
+)
 from kdjax.training.optimizers import Training
 
 PyTree = Any
@@ -68,6 +80,7 @@ class Task:
       validate_every: steps between two looks at the validation split.
       given: role -> trained variables; a role that is here is not trained.
       mean, std: what images are normalised with; None: they stay in [0, 1].
+      teacher_weights: what a teacher's matrices are kept in once it is trained (`networks.keep`).
       cache_teacher: the teacher is run before the first step instead of in every step: once over
         the training split where the student sees the images as they are, else over every view that
         it will see, which are kept on disk (`taught_views`).
@@ -83,6 +96,7 @@ class Task:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     cache_teacher: bool = False
+    teacher_weights: str = "float32"
 
     # What methods know a task of this kind by; the method that trains one network alone; the
     # metric that validation selects by; which scores are shown, the most important one first.
@@ -99,6 +113,7 @@ class Task:
                     f"batch_size={training.batch_size} of the {role} is larger than the train "
                     f"split of {self.dataset.name!r}, which has {size} examples"
                 )
+        check_kept(self.teacher_weights)
         if self.validate_every < 1:
             raise ValueError(f"validate_every must be at least 1, got {self.validate_every}")
         self.check_inputs()
@@ -160,9 +175,17 @@ class Task:
         """A random key of this task that depends on nothing but the seed and the name."""
         return jax.random.fold_in(jax.random.key(self.seed), zlib.crc32(name.encode()))
 
+    def start(self, role: str) -> PyTree | Deferred:
+        """The initial variables of a role, for a stage: the same for every method of a seed.
+
+        They do not exist before the stage makes them, cut as its layout says.
+        """
+        key = self.key(f"variables of {role}")
+        return Deferred(self.networks[role].init, (key, *self.examples(role)))
+
     def variables(self, role: str) -> PyTree:
-        """The initial variables of a role: the same for every method of a seed."""
-        return self.networks[role].init(self.key(f"variables of {role}"), *self.examples(role))
+        """What `start` makes, whole, to look at; the same bits."""
+        return made(self.start(role))
 
     def stream(
         self,
@@ -235,7 +258,7 @@ class Task:
             yield Stage(
                 "distill",
                 program,
-                {"student": self.variables("student"), **taught, **extra},
+                {"student": self.start("student"), **taught, **extra},
                 streams,
                 self.training["student"].steps,
                 memory={} if memory is None else memory,
@@ -252,7 +275,7 @@ class Task:
     def taught(self, teacher: PyTree) -> Generator:
         """`(roles, fields)`: the teacher as a frozen role, or its outputs as fields of `train`."""
         if not self.cache_teacher:
-            return {"teacher": teacher}, {}
+            return {"teacher": self.kept("teacher", teacher)}, {}
         if self.training["student"].augment:
             raise ValueError(
                 "cache_teacher keeps one teacher output an example here, but the student's views "
@@ -311,6 +334,18 @@ class Task:
         )
         return TeacherCache(folder, contents).stream(stream, split)
 
+    def kept(self, role: str, variables: PyTree) -> PyTree:
+        """A role's variables as a stage that does not train it reads them: `teacher_weights`.
+
+        Everything that is said of the teacher is said of these. The same variables give the same
+        arrays, which members that share a teacher then share too.
+        """
+        if role != "teacher" or self.teacher_weights == "float32":
+            return variables
+        if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(variables)):
+            return keep(variables, self.teacher_weights)  # a plan is only traced
+        return _kept(Identity(variables), self.teacher_weights)
+
     def predict(self, role: str, variables: PyTree, split: str = "test") -> np.ndarray:
         """The logits of every example of a split, `[N, C]`, in evaluation mode.
 
@@ -318,7 +353,7 @@ class Task:
         """
         stream = self.sequential(split)
         forward = _forward(self.networks[role], stream.assemble, self.reads(role))
-        variables, parts = gather(variables), []
+        variables, parts = gather(self.kept(role, variables)), []
         for item in stream.items(whole=True):
             logits, where = forward(variables, stream.table, item)
             parts.append(np.asarray(logits)[np.asarray(where)])
@@ -336,6 +371,26 @@ class Task:
     def with_teacher(self, variables: PyTree) -> Task:
         """This task with a teacher that is already trained."""
         return dataclasses.replace(self, given={**self.given, "teacher": variables})
+
+
+class Identity:
+    """A tree of arrays as a key: equal to another of the very same arrays."""
+
+    def __init__(self, tree: PyTree):
+        self.tree = tree
+        leaves, structure = jax.tree.flatten(tree)
+        self._key = (structure, tuple(map(id, leaves)))
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Identity) and self._key == other._key
+
+
+@functools.lru_cache(maxsize=1)
+def _kept(variables: Identity, kind: str) -> PyTree:
+    return keep(variables.tree, kind)
 
 
 @functools.lru_cache(maxsize=64)

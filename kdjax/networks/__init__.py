@@ -17,6 +17,7 @@ from kdjax.networks.network import (
     logits_of,
 )
 from kdjax.networks.nnx import from_nnx
+from kdjax.networks.precision import PRECISIONS, in_precision
 from kdjax.networks.projectors import (
     ABF,
     ConvRegressor,
@@ -43,6 +44,7 @@ __all__ = [
     "ABF",
     "MLP",
     "NAMES",
+    "PRECISIONS",
     "Applied",
     "ClassifierHead",
     "ConvRegressor",
@@ -77,6 +79,7 @@ __all__ = [
     "from_function",
     "from_linen",
     "from_nnx",
+    "in_precision",
     "inherit_weights",
     "logits_of",
 ]

@@ -18,6 +18,7 @@ import jax
 from flax import linen as nn
 
 from kdjax.networks.initializers import conv_kernel, linear_bias, linear_kernel
+from kdjax.networks.rematerialization import check_remat, rematerialized
 
 
 def conv3x3(width: int, stride: int, name: str) -> nn.Conv:
@@ -76,11 +77,13 @@ class Stage(nn.Module):
     width: int
     num_blocks: int
     stride: int
+    remat: str = ""
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        block = rematerialized(BasicBlock, self.remat, static=(2,))
         for i in range(self.num_blocks):
-            x = BasicBlock(self.width, self.stride if i == 0 else 1, name=f"block{i}")(x, train)
+            x = block(self.width, self.stride if i == 0 else 1, name=f"block{i}")(x, train)
         return x
 
 
@@ -91,17 +94,20 @@ class ResNet(nn.Module):
       num_classes: C.
       depth: 6n + 2.
       widths: of the first convolution and of the three stages.
+      remat: what of the blocks is kept for the backward pass (see `rematerialization.py`).
 
     Raises:
-      ValueError: another depth.
+      ValueError: another depth, an unknown `remat`.
     """
 
     num_classes: int
     depth: int = 20
     widths: tuple[int, int, int, int] = (16, 16, 32, 64)
+    remat: str = ""
 
     def __post_init__(self):
         super().__post_init__()
+        check_remat(self.remat)
         if self.depth < 8 or (self.depth - 2) % 6:
             raise ValueError(f"depth of a ResNet must be 6n + 2 (8, 14, 20, ...), got {self.depth}")
         if len(self.widths) != 4:
@@ -113,7 +119,8 @@ class ResNet(nn.Module):
         x = nn.relu(batch_norm(train, "norm")(conv3x3(self.widths[0], 1, "conv")(x)))
         for i, width in enumerate(self.widths[1:], start=1):
             stride = 1 if i == 1 else 2
-            x = Stage(width, (self.depth - 2) // 6, stride, name=f"stage{i}")(x, train)
+            blocks = (self.depth - 2) // 6
+            x = Stage(width, blocks, stride, self.remat, name=f"stage{i}")(x, train)
         x = x.mean((1, 2))
         head = nn.Dense(
             self.num_classes,

@@ -25,6 +25,7 @@ from kdjax.networks.attention import (
     soft_cap,
     visible,
 )
+from kdjax.networks.rematerialization import check_remat, rematerialized
 
 Cache = Mapping[str, Any]
 _ACTIVATIONS = {"silu": nn.silu, "gelu_tanh": lambda x: nn.gelu(x, approximate=True)}
@@ -63,7 +64,7 @@ class DecoderConfig:
       rope_interleaved: rotated pairs are neighbours (the GGUF layout), not i and
         i + head_width / 2.
       dtype: of the computation. Parameters stay float32; normalisation, softmax and logits too.
-      remat: recompute the blocks' insides in the backward pass instead of keeping them.
+      remat: what of the blocks is kept for the backward pass (see `rematerialization.py`).
 
     Raises:
       ValueError: a field out of range, or fields that do not fit each other.
@@ -98,7 +99,7 @@ class DecoderConfig:
     tied: bool = True
     rope_interleaved: bool = False
     dtype: Any = "float32"
-    remat: bool = False
+    remat: str = ""
 
     def __post_init__(self):
         counts = ("vocabulary", "width", "num_layers", "num_heads", "hidden", "max_length")
@@ -135,6 +136,7 @@ class DecoderConfig:
             raise ValueError(
                 f"activation must be one of {sorted(_ACTIVATIONS)}, got {self.activation!r}"
             )
+        check_remat(self.remat)
         if not jnp.issubdtype(jnp.dtype(self.dtype), jnp.floating):
             raise ValueError(f"dtype must be a floating-point type, got {self.dtype!r}")
         # By name, so that configs which say the same are equal, and can be written as JSON.
@@ -305,7 +307,7 @@ class Decoder(nn.Module):
             end = index + tokens.shape[1]
             updated = dict(zip(("positions", "segments"), seen_by), index=jnp.asarray(end))
             x = jnp.where(end <= cache["positions"].shape[1], x, jnp.nan)
-        block = nn.remat(DecoderBlock) if config.remat else DecoderBlock
+        block = rematerialized(DecoderBlock, config.remat)
         for layer in range(config.num_layers):
             name, slides = f"block{layer}", config.slides(layer)
             apply = block(config, name=name)

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from kdjax.networks.rematerialization import check_remat, rematerialized
+
 _EPSILON = 1e-6  # of layer normalisation, as in the paper's code
 
 
@@ -28,6 +30,7 @@ class EncoderBlock(nn.Module):
         attention = nn.MultiHeadDotProductAttention(
             self.heads,
             kernel_init=nn.initializers.xavier_uniform(),
+            force_fp32_for_softmax=True,
             dropout_rate=self.dropout,
             deterministic=not train,
             name="attention",
@@ -54,9 +57,10 @@ class ViT(nn.Module):
       mlp_ratio: hidden width of a block's MLP over D.
       dropout: probability, in attention and after each branch.
       pool: "token" (a learned class token) or "mean" (over patches).
+      remat: what of the blocks is kept for the backward pass (see `rematerialization.py`).
 
     Raises:
-      ValueError: heads do not divide width, patches the image; an unknown `pool`.
+      ValueError: heads do not divide width, patches the image; an unknown `pool` or `remat`.
     """
 
     num_classes: int
@@ -67,9 +71,11 @@ class ViT(nn.Module):
     mlp_ratio: int = 4
     dropout: float = 0.0
     pool: str = "token"
+    remat: str = ""
 
     def __post_init__(self):
         super().__post_init__()
+        check_remat(self.remat)
         if self.pool not in ("token", "mean"):
             raise ValueError(f"pool must be 'token' or 'mean', got {self.pool!r}")
         if self.width % self.heads:
@@ -91,8 +97,8 @@ class ViT(nn.Module):
         x = x + self.param("positions", nn.initializers.normal(0.02), shape)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         for i in range(self.depth):
-            block = EncoderBlock(self.heads, self.mlp_ratio, self.dropout, name=f"block{i}")
-            x = block(x, train)
+            block = rematerialized(EncoderBlock, self.remat, static=(2,))
+            x = block(self.heads, self.mlp_ratio, self.dropout, name=f"block{i}")(x, train)
         x = nn.LayerNorm(_EPSILON, name="norm")(x)
         x = x[:, 0] if self.pool == "token" else x.mean(1)
         return {"logits": nn.Dense(self.num_classes, name="head")(x), "features": x}

@@ -13,6 +13,7 @@ import jax
 from flax import linen as nn
 
 from kdjax.networks.initializers import linear_kernel
+from kdjax.networks.rematerialization import check_remat, rematerialized
 from kdjax.networks.resnet import batch_norm, conv1x1, conv3x3
 
 
@@ -43,12 +44,14 @@ class WideStage(nn.Module):
     num_blocks: int
     stride: int
     dropout: float
+    remat: str = ""
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        block = rematerialized(WideBlock, self.remat, static=(2,))
         for i in range(self.num_blocks):
             stride = self.stride if i == 0 else 1
-            x = WideBlock(self.width, stride, self.dropout, name=f"block{i}")(x, train)
+            x = block(self.width, stride, self.dropout, name=f"block{i}")(x, train)
         return x
 
 
@@ -63,18 +66,21 @@ class WideResNet(nn.Module):
       depth: 6n + 4.
       widen: k.
       dropout: probability, between the convolutions of a block.
+      remat: what of the blocks is kept for the backward pass (see `rematerialization.py`).
 
     Raises:
-      ValueError: another depth, or k < 1.
+      ValueError: another depth, k < 1, an unknown `remat`.
     """
 
     num_classes: int
     depth: int = 16
     widen: int = 2
     dropout: float = 0.0
+    remat: str = ""
 
     def __post_init__(self):
         super().__post_init__()
+        check_remat(self.remat)
         if self.depth < 10 or (self.depth - 4) % 6:
             raise ValueError(f"depth of a WRN must be 6n + 4 (10, 16, 22, ...), got {self.depth}")
         if self.widen < 1:
@@ -90,6 +96,7 @@ class WideResNet(nn.Module):
                 (self.depth - 4) // 6,
                 stride=1 if i == 1 else 2,
                 dropout=self.dropout,
+                remat=self.remat,
                 name=f"stage{i}",
             )
             x = stage(x, train)

@@ -3,17 +3,20 @@
 from kdjax.training.checkpoint import CheckpointError, load_variables, save_variables
 from kdjax.training.interrupts import Interrupted
 from kdjax.training.journal import Recipe, run
+from kdjax.training.lock import WorkdirInUse
 from kdjax.training.loop import Settings
+from kdjax.training.loss_scale import LossScale
 from kdjax.training.metrics import MetricWriter, read_metrics
+from kdjax.training.nonfinite import NonFiniteLoss
 from kdjax.training.population import prefixed, together
 from kdjax.training.profiling import Profile
 from kdjax.training.progress import Display
-from kdjax.training.reports import NonFiniteLoss
 from kdjax.training.sharding import Layout, gather, make_mesh
 from kdjax.training.stage import (
     Combined,
     Compute,
     Context,
+    Deferred,
     Evaluation,
     Outcome,
     Program,
@@ -23,6 +26,7 @@ from kdjax.training.stage import (
     Update,
     Validation,
     divide,
+    made,
     mean,
 )
 
@@ -31,10 +35,12 @@ __all__ = [
     "Combined",
     "Compute",
     "Context",
+    "Deferred",
     "Display",
     "Evaluation",
     "Interrupted",
     "Layout",
+    "LossScale",
     "MetricWriter",
     "NonFiniteLoss",
     "Outcome",
@@ -47,9 +53,11 @@ __all__ = [
     "Term",
     "Update",
     "Validation",
+    "WorkdirInUse",
     "divide",
     "gather",
     "load_variables",
+    "made",
     "make_mesh",
     "mean",
     "prefixed",

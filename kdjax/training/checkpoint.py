@@ -8,6 +8,7 @@ one is unfinished, and one whose files differ from it is damaged. Neither is eve
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import hashlib
 import json
 import os
@@ -32,8 +33,13 @@ class CheckpointError(RuntimeError):
 def write_text(path: pathlib.Path, text: str) -> None:
     """Writes a file whole or not at all."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text)
-    os.replace(temporary, path)
+    try:
+        temporary.write_text(text)
+        os.replace(temporary, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
 
 
 def _manifest(folder: pathlib.Path) -> pathlib.Path:
@@ -133,6 +139,12 @@ def put_aside(path: pathlib.Path) -> None:
     path.rename(aside)
 
 
+def reason(error: BaseException) -> str:
+    """The first line of an error."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:300] if lines else repr(error)
+
+
 def agreed(value: int) -> int:
     """What the first process found, on every process: the others look a little later."""
     if jax.process_count() == 1:
@@ -153,12 +165,16 @@ class Checkpoints:
       folder: where they lie.
       keep: how many whole ones stay.
       say: called with a line when something is worth telling.
+      regular: steps between regular checkpoints, of which the newest `keep` stay besides: rolling
+        back must find them though a signal has had others saved. 0: all are alike.
     """
 
-    def __init__(self, folder: pathlib.Path, keep: int, say: Callable[[str], None]):
+    def __init__(
+        self, folder: pathlib.Path, keep: int, say: Callable[[str], None], regular: int = 0
+    ):
         if keep < 1:
             raise ValueError(f"keep must be at least 1, got {keep}")
-        self._folder, self._keep, self._say = folder, keep, say
+        self._folder, self._keep, self._say, self._regular = folder, keep, say, regular
         self._worker = concurrent.futures.ThreadPoolExecutor(1)
         self._pending: concurrent.futures.Future | None = None
         self._step = 0
@@ -187,12 +203,12 @@ class Checkpoints:
     def save(self, step: int, tree: PyTree, extra: dict[str, Any]) -> None:
         """Starts saving; waits for the save before it, and raises if that one failed."""
         self.wait()
-        self._folder.mkdir(parents=True, exist_ok=True)
-        if jax.process_index() == 0:
-            for left in self._folder.glob("*orbax-checkpoint-tmp*"):
-                shutil.rmtree(left)  # what a killed process had not finished
         self._step = step
         try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            if jax.process_index() == 0:
+                for left in self._folder.glob("*orbax-checkpoint-tmp*"):
+                    shutil.rmtree(left)  # what a killed process had not finished
             finish = save(self._folder / str(step), tree, extra)
         except (OSError, ValueError) as error:
             raise self._failed(error) from error
@@ -201,18 +217,30 @@ class Checkpoints:
     def _finish(self, finish: Callable[[], None]) -> None:
         finish()
         if jax.process_index() == 0:
-            folders = [self._folder / str(step) for step in self.steps()]
-            whole = [folder for folder in folders if _manifest(folder).exists()]
-            for folder in whole[: -self._keep]:
-                _manifest(folder).unlink()  # first: without it the rest is void
-                shutil.rmtree(folder)
+            whole = [step for step in self.steps() if _manifest(self._folder / str(step)).exists()]
+            regular = [step for step in whole if self._regular and step % self._regular == 0]
+            for step in whole[: -self._keep]:
+                if step not in regular[-self._keep :]:
+                    self._drop(step)
+
+    def _drop(self, step: int) -> None:
+        folder = self._folder / str(step)
+        _manifest(folder).unlink(missing_ok=True)  # first: without it the rest is void
+        shutil.rmtree(folder)
+
+    def forget_irregular(self) -> None:
+        """Removes what a signal had saved between regular checkpoints: it leads to the fault."""
+        self.wait()
+        if jax.process_index() == 0:
+            for step in self.steps():
+                if not self._regular or step % self._regular:
+                    self._drop(step)
 
     def _failed(self, error: BaseException) -> CheckpointError:
         kept = [s for s in self.steps() if s != self._step and not damage(self._folder / str(s))]
         left = f"the checkpoint at step {kept[-1]} is whole" if kept else "there is none before it"
-        reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else repr(error)
         return CheckpointError(
-            f"could not save the checkpoint at step {self._step}: {reason}; {left}"
+            f"could not save the checkpoint at step {self._step}: {reason(error)}; {left}"
         )
 
     def wait(self) -> None:
@@ -255,12 +283,13 @@ def _stays(folder: pathlib.Path) -> bool:
     return False
 
 
-def load_variables(folder: pathlib.Path, like: PyTree) -> PyTree:
+def load_variables(folder: pathlib.Path, like: PyTree, shardings: PyTree = None) -> PyTree:
     """One role's variables, refused where they are not those of the network at hand.
 
     Args:
       folder: written by `save_variables`; a run leaves one a model under `weights/`.
       like: variables, or their shapes (`jax.eval_shape` of a network's `init`).
+      shardings: where each is to lie (`Layout.role`), read there part by part; None: whole.
 
     Raises:
       ValueError: the folder holds no weights, or other ones: missing, extra or misshapen.
@@ -282,11 +311,15 @@ def load_variables(folder: pathlib.Path, like: PyTree) -> PyTree:
     problems = [f"{what}: {', '.join(names)}" for what, names in lists.items() if names]
     if problems:
         raise ValueError(f"weights {folder} are not those of this network; {'; '.join(problems)}")
-    if jax.process_count() == 1:
-        where = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    else:
-        where = NamedSharding(Mesh(np.array(jax.devices()), ("data",)), PartitionSpec())
-    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), like)
+    if shardings is None and jax.process_count() == 1:
+        shardings = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    elif shardings is None:
+        shardings = NamedSharding(Mesh(np.array(jax.devices()), ("data",)), PartitionSpec())
+    if isinstance(shardings, jax.sharding.Sharding):
+        shardings = jax.tree.map(lambda _: shardings, like)
+    like = jax.tree.map(
+        lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), like, shardings
+    )
     return ocp.load(folder.absolute(), like)
 
 

@@ -85,18 +85,23 @@ def _parts(evaluation: Evaluation, weights: Mapping[str, jax.Array]) -> dict[str
     }
 
 
-def _pull(update: Update, losses: Callable, params: PyTree):
-    """Gradient of the sum of the parts, or of each part (one linearisation, one pull-back each)."""
+def _pull(update: Update, losses: Callable, params: PyTree, scale: jax.Array | None):
+    """Gradient of the sum of the parts, or of each part (one linearisation, one pull-back each).
+
+    Times `scale`, from the loss on: what is small or large on the way back is so in every type.
+    """
+    times = 1 if scale is None else scale
     if update.combine is None:
-        return jax.grad(lambda p: _summed(losses(p)), has_aux=True)(params)
+        return jax.grad(lambda p: _summed(losses(p), scale), has_aux=True)(params)
     parts, pull, aux = jax.vjp(losses, params, has_aux=True)
-    one = {name: {k: jnp.full_like(parts[k], k == name) for k in parts} for name in parts}
+    one = {name: {k: jnp.full_like(parts[k], k == name) * times for k in parts} for name in parts}
     return {name: pull(cotangent)[0] for name, cotangent in one.items()}, aux
 
 
-def _summed(losses):
+def _summed(losses, scale):
     parts, aux = losses
-    return sum(parts.values()), aux
+    total = sum(parts.values())
+    return total if scale is None else total * scale, aux
 
 
 def gradient(
@@ -106,10 +111,22 @@ def gradient(
     frozen: Variables,
     batch: PyTree,
     context: Context,
+    scale: jax.Array | None = None,
 ) -> Result:
-    """The gradient of `update` with respect to `params` (see `pick`), divided once."""
-    if update.embed is not None:
-        return _cached(update, params, live, frozen, batch, context)
+    """The gradient of `update` with respect to `params` (see `pick`), divided once.
+
+    With a `scale` it is taken of the loss times that, and divided by it at the end, in the type of
+    the parameters; only the numbers in between know of it.
+    """
+    taken = _cached if update.embed is not None else _accumulated
+    result = taken(update, params, live, frozen, batch, context, scale)
+    if scale is None:
+        return result
+    return result._replace(gradient=jax.tree.map(lambda g: g / scale, result.gradient))
+
+
+def _accumulated(update, params, live, frozen, batch, context, scale) -> Result:
+    """The gradients of the micro-batches, added up."""
 
     def evaluate(params, live, memory, part, i):
         inner = context._replace(memory=memory, rng=jax.random.fold_in(context.rng, i))
@@ -123,7 +140,7 @@ def gradient(
             parts = _parts(evaluation, weights or _weights(evaluation))
             return parts, (new, kept, _report(evaluation, parts, share))
 
-        return _pull(update, losses, params)
+        return _pull(update, losses, params, scale)
 
     n = update.microbatches
     if n == 1:
@@ -153,7 +170,7 @@ def gradient(
     return Result(grads, live, memory, metrics)
 
 
-def _cached(update, params, live, frozen, batch, context) -> Result:
+def _cached(update, params, live, frozen, batch, context, scale) -> Result:
     """Gradient caching: embed all, differentiate the objective once, pull back part by part."""
     n = update.microbatches
     cut = microbatch(batch, n)
@@ -180,7 +197,7 @@ def _cached(update, params, live, frozen, batch, context) -> Result:
         parts = _parts(evaluation, _weights(evaluation))
         return parts, (new, kept, _report(evaluation, parts, 1.0))
 
-    grads, (new, memory, metrics) = _pull(update, losses, (params, whole))
+    grads, (new, memory, metrics) = _pull(update, losses, (params, whole), scale)
 
     def pull_back(direct, embedded):
         def body(total, x):

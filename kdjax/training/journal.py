@@ -8,6 +8,7 @@ and the node's name. A recipe must therefore be deterministic given what it is s
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import pathlib
 import shutil
@@ -27,10 +28,12 @@ from kdjax.training.checkpoint import (
     meet,
     put_aside,
     read_manifest,
+    reason,
     save,
     write_manifest,
 )
 from kdjax.training.interrupts import Interrupted, Interrupts
+from kdjax.training.lock import locked
 from kdjax.training.loop import Settings, abstract_state, continued, train
 from kdjax.training.metrics import MetricWriter
 from kdjax.training.progress import Display
@@ -61,39 +64,52 @@ def run(
 
     Raises:
       ValueError: the recipe asks for another node than the journal holds, or twice for one name.
-      NonFiniteLoss: a loss is not finite; the last good checkpoint stays.
+      NonFiniteLoss: a loss is not finite (`Settings.nonfinite`); the last good checkpoint stays.
       Interrupted: SIGTERM or Ctrl-C; the unfinished stage was saved.
+      WorkdirInUse: another run holds the workdir.
+      CheckpointError: something cannot be written; what was kept before stays.
     """
     settings = settings or Settings()
     display = display or Display(enabled=False)
     folder = None if workdir is None else pathlib.Path(workdir)
-    metrics = metrics or MetricWriter(folder)
+    with contextlib.ExitStack() as held:
+        if folder is not None:
+            held.enter_context(locked(folder, display.say))
+        try:
+            metrics = metrics or MetricWriter(folder)
+            held.callback(metrics.close)
+            interrupts = held.enter_context(Interrupts())
+            return _replay(recipe, seed, folder, settings, display, metrics, interrupts)
+        except OSError as error:
+            if folder is None or not str(error.filename).startswith(str(folder)):
+                raise  # not of what the run keeps
+            raise CheckpointError(
+                f"could not write {error.filename}: {error.strerror}; what was kept before stays"
+            ) from error
+
+
+def _replay(recipe, seed, folder, settings, display, metrics, interrupts) -> Any:
     key = jax.random.key(seed)
     position, names, value = 0, set(), None
-    try:
-        with Interrupts() as interrupts:
-            while True:
-                try:
-                    node = recipe.send(value)
-                except StopIteration as end:
-                    return end.value
-                if not isinstance(node, Stage | Compute):
-                    raise TypeError(
-                        f"a recipe must yield Stage or Compute, got {type(node).__name__}"
-                    )
-                if node.name in names:
-                    raise ValueError(f"two nodes of the recipe are called {node.name!r}")
-                names.add(node.name)
-                place = _place(folder, position, node.name)
-                position += 1
-                if interrupts.signal is not None and folder is not None:
-                    raise Interrupted(128 + interrupts.signal)
-                if isinstance(node, Compute):
-                    value = _compute(node, seed, place, display)
-                else:
-                    value = _stage(node, key, place, folder, settings, metrics, display, interrupts)
-    finally:
-        metrics.close()
+    while True:
+        try:
+            node = recipe.send(value)
+        except StopIteration as end:
+            return end.value
+        if not isinstance(node, Stage | Compute):
+            raise TypeError(f"a recipe must yield Stage or Compute, got {type(node).__name__}")
+        if node.name in names:
+            raise ValueError(f"two nodes of the recipe are called {node.name!r}")
+        names.add(node.name)
+        place = _place(folder, position, node.name)
+        position += 1
+        number = interrupts.reached()
+        if number is not None and folder is not None:
+            raise Interrupted(128 + number)
+        if isinstance(node, Compute):
+            value = _compute(node, seed, place, display)
+        else:
+            value = _stage(node, key, place, folder, settings, metrics, display, interrupts)
 
 
 def _place(folder: pathlib.Path | None, position: int, name: str) -> pathlib.Path | None:
@@ -147,9 +163,15 @@ def _compute(node: Compute, seed: int, place: pathlib.Path | None, display: Disp
         if bad:
             raise TypeError(f"computation {node.name!r} returned {bad[0]!r}, which is no array")
         if jax.process_index() == 0:
-            place.mkdir()
-            np.savez(place / "arrays.npz", **arrays)
-            write_manifest(place, name=node.name, kind="compute")
+            try:
+                place.mkdir()
+                np.savez(place / "arrays.npz", **arrays)
+                write_manifest(place, name=node.name, kind="compute")
+            except OSError as error:
+                raise CheckpointError(
+                    f"could not write the computation {node.name!r}: {reason(error)}; what was "
+                    "finished before it stays"
+                ) from error
         meet(node.name)
     with np.load(place / "arrays.npz", allow_pickle=False) as file:
         return {name: file[name] for name in file.files}
@@ -161,7 +183,8 @@ def _stage(node, key, place, folder, settings, metrics, display, interrupts) -> 
         return Outcome(lambda: state, int(state.step))
     at = folder / "checkpoints" / place.name
     if not _finished(place, display):
-        checkpoints = Checkpoints(at, settings.keep, display.say)
+        regular = settings.checkpoint_every if settings.nonfinite == "rollback" else 0
+        checkpoints = Checkpoints(at, settings.keep, display.say, regular)
         try:
             state = train(node, key, settings, checkpoints, metrics, display, interrupts)
         finally:
@@ -169,9 +192,9 @@ def _stage(node, key, place, folder, settings, metrics, display, interrupts) -> 
         steps = int(state.step)
         try:
             save(place, state, {"name": node.name, "kind": "stage", "steps": steps})()
-        except OSError as error:
+        except (OSError, ValueError, RuntimeError) as error:
             raise CheckpointError(
-                f"could not write the finished stage {node.name!r}: {error}; its newest "
+                f"could not write the finished stage {node.name!r}: {reason(error)}; its newest "
                 f"checkpoint in {at} stays"
             ) from error
         if jax.process_index() == 0:

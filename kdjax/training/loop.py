@@ -13,16 +13,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kdjax.training import stream_states
 from kdjax.training.checkpoint import Checkpoints
 from kdjax.training.interrupts import Interrupted, Interrupts
 from kdjax.training.metrics import MetricWriter
+from kdjax.training.nonfinite import POLICIES, NonFiniteLoss, NonFinitePolicy
 from kdjax.training.profiling import Profile, Profiler
 from kdjax.training.progress import Display
 from kdjax.training.reports import Reports, check_parameters
 from kdjax.training.sharding import Layout, place
-from kdjax.training.stage import Stage
-from kdjax.training.state import State, initial
-from kdjax.training.step import compiled_step, frozen_of
+from kdjax.training.stage import Stage, abstract
+from kdjax.training.state import State, initial, strong
+from kdjax.training.step import compiled_start, compiled_step, frozen_of
 from kdjax.training.validation import Validator
 
 _LAG = 8  # steps between dispatching a step and reading whether its stage has ended
@@ -30,7 +32,7 @@ _LAG = 8  # steps between dispatching a step and reading whether its stage has e
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """How stages are run: nothing here changes what they compute.
+    """How stages are run: nothing here changes what they compute while losses are finite.
 
     Attributes:
       checkpoint_every: steps between checkpoints; 0: only finished stages are kept.
@@ -38,6 +40,10 @@ class Settings:
       log_every: steps a line of metrics averages over.
       layout: mesh and partition rules.
       profile: steps that are traced; None: none.
+      nonfinite: what a loss or gradient that is not finite does: "stop" the run; "skip" the update,
+        which then changes nothing; "rollback": the stage goes back to its newest checkpoint at a
+        multiple of `checkpoint_every` (else to its start) and on in another order of its data.
+      nonfinite_limit: updates skipped in a row, or rollbacks of a stage, after which it stops.
       on_step: called with (stage name, steps dispatched) after each step; for tests and tools.
     """
 
@@ -46,6 +52,8 @@ class Settings:
     log_every: int = 50
     layout: Layout = dataclasses.field(default_factory=Layout)
     profile: Profile | None = None
+    nonfinite: str = "stop"
+    nonfinite_limit: int = 10
     on_step: Callable[[str, int], None] | None = None
 
     def __post_init__(self):
@@ -55,6 +63,10 @@ class Settings:
             raise ValueError(f"keep must be at least 1, got {self.keep}")
         if self.log_every < 1:
             raise ValueError(f"log_every must be at least 1, got {self.log_every}")
+        if self.nonfinite not in POLICIES:
+            raise ValueError(f"nonfinite must be one of {POLICIES}, got {self.nonfinite!r}")
+        if self.nonfinite_limit < 1:
+            raise ValueError(f"nonfinite_limit must be at least 1, got {self.nonfinite_limit}")
 
 
 def stage_keys(stage: Stage, key: jax.Array) -> jax.Array:
@@ -73,7 +85,8 @@ def abstract_state(stage: Stage, layout: Layout) -> State:
     def state(variables, memory):
         return initial(dataclasses.replace(stage, variables=variables, memory=memory))
 
-    shapes = jax.eval_shape(state, dict(stage.variables), stage.memory)
+    variables = {role: abstract(tree) for role, tree in stage.variables.items()}
+    shapes = jax.eval_shape(state, variables, stage.memory)
     shardings = layout.state(stage, shapes)
     return jax.tree.map(
         lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where), shapes, shardings
@@ -116,8 +129,13 @@ def start(stage: Stage, layout: Layout) -> State:
             scores = jnp.full_like(state.selected["score"], -jnp.inf)
             state = state._replace(selected={**state.selected, "score": scores})
         return place(state, jax.tree.map(lambda s: s.sharding, like))
-    state = initial(stage)
-    return place(state, layout.state(stage, state))
+    shardings = jax.tree.map(lambda s: s.sharding, abstract_state(stage, layout))
+    members = bool(stage.seeds)
+    variables = {
+        role: dict(layout.make(role, stage.variables[role], members)) for role in stage.program.live
+    }
+    memory = place(strong(stage.memory), shardings.memory)
+    return compiled_start(stage, shardings)(variables, memory, stage.steps)
 
 
 def train(
@@ -130,30 +148,53 @@ def train(
     interrupts: Interrupts,
 ) -> State:
     """Runs a stage to its end, from its newest checkpoint if it has one."""
-    layout, stage = settings.layout, continued(stage)
-    check_stage(stage, layout)
+    stage = continued(stage)
+    check_stage(stage, settings.layout)
+    policy = NonFinitePolicy(stage, settings.nonfinite, settings.nonfinite_limit)
+    while True:
+        try:
+            return _attempt(stage, key, settings, checkpoints, metrics, display, interrupts, policy)
+        except NonFiniteLoss as error:
+            display.say(policy.roll_back(error))
+        if checkpoints:
+            checkpoints.forget_irregular()
+
+
+def _attempt(stage, key, settings, checkpoints, metrics, display, interrupts, policy) -> State:
+    layout = settings.layout
     found = checkpoints.newest(abstract_state(stage, layout)) if checkpoints else None
     state, extra = found if found else (start(stage, layout), {})
     first = int(state.step)
+    policy.restore(extra)
     if found:
         display.say(f"{stage.name}: continues at step {first}")
-    metrics.rewind(stage.name, first)
+    for number in metrics.rewind(stage.name, first):
+        display.say(f"metrics.jsonl: line {number} was damaged and is left out")
 
     shardings = jax.tree.map(lambda x: x.sharding, state)
-    compiled = compiled_step(stage, shardings)
+    compiled = compiled_step(stage, shardings, policy.skips)
     frozen = layout.frozen(stage, frozen_of(stage))
     tables = {name: place(s.table, layout.replicated) for name, s in stage.data.items()}
-    keys = place(stage_keys(stage, key), layout.replicated)
+    keys = place(policy.keys(stage_keys(stage, key)), layout.replicated)
     steps = place(jnp.int32(stage.steps), layout.replicated)
     members = {name: bool(stage.seeds) and name not in stage.shared for name in stage.data}
+    kept = stream_states.of_this(stage, extra.get("stream_states", ()))
     streams = {
-        name: stream.items(first, extra.get("streams", {}).get(name))
+        name: policy.stream(stream).items(first, kept.get(name))
         for name, stream in stage.data.items()
     }
     reports = Reports(
-        stage, compiled.names, settings.log_every, extra.get("pending", []), metrics, display
+        stage,
+        compiled.names,
+        settings.log_every,
+        extra.get("pending", []),
+        policy,
+        metrics,
+        display,
     )
-    validator = Validator(stage, frozen, layout, first) if stage.validation else None
+    validator = None
+    if stage.validation:
+        validator = Validator(stage, frozen, layout, first, shardings.selected)
     lag = 0 if stage.program.stop is None else _LAG
     dispatched: collections.deque = collections.deque()  # reports that may lie past an early end
     flags: list[jax.Array] = []
@@ -178,7 +219,9 @@ def train(
             validator.write(metrics)
         check_parameters(stage, state, step)
         states = {n: streams[n].state() for n, stream in stage.data.items() if stream.stateful}
-        checkpoints.save(step, state, {"pending": pending, "streams": states})
+        states = stream_states.of_all(states)
+        kept = {"pending": pending, "stream_states": states, "nonfinite": policy.kept()}
+        checkpoints.save(step, state, kept)
 
     profiler = Profiler(settings.profile, stage.name, display)
     display.begin(stage.name, first, stage.steps)
@@ -187,10 +230,11 @@ def train(
         for step in range(first + 1, stage.steps + 1):
             if bool(flags) and len(flags) > _LAG and bool(flags[-1 - _LAG]):
                 break
-            if interrupts.signal is not None:
+            number = interrupts.reached()
+            if number is not None:
                 if bool(state.done):
                     break
-                _stop(stage, checkpoints, save, step - 1, interrupts.signal, display)
+                _stop(stage, checkpoints, save, step - 1, number, display)
             profiler.before(step, report)
             before = time.monotonic()
             raw = {name: next(stream) for name, stream in streams.items()}

@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from kdjax.training.loss_scale import LossScale
+
 OPTIMIZERS = ("adamw", "adam", "sgd")
 SCHEDULES = ("constant", "cosine", "steps")
 
@@ -31,6 +33,8 @@ class Training:
       weight_decay, momentum, clip: `clip` is the largest global gradient norm; 0: no clipping.
       microbatches: parts a batch is accumulated over.
       augment: names and options of augmentations, as `kdjax.data` takes them.
+      loss_scale: the first scale of a loss whose network computes in float16; 0: not scaled.
+      loss_scale_growth: finite gradients in a row after which it doubles.
     """
 
     steps: int = 1000
@@ -46,6 +50,8 @@ class Training:
     clip: float = 0.0
     microbatches: int = 1
     augment: tuple[Any, ...] = ()
+    loss_scale: float = 0.0
+    loss_scale_growth: int = 2000
 
     def __post_init__(self):
         for name, least in (("steps", 1), ("batch_size", 1), ("microbatches", 1)):
@@ -59,6 +65,10 @@ class Training:
         for name in ("weight_decay", "momentum", "clip", "decay"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if self.loss_scale != 0 and not self.loss_scale >= 1:
+            raise ValueError(f"loss_scale must be 0 or at least 1, got {self.loss_scale}")
+        if self.loss_scale_growth < 1:
+            raise ValueError(f"loss_scale_growth must be at least 1, got {self.loss_scale_growth}")
         if not 0 <= self.warmup < 1:
             raise ValueError(f"warmup is a fraction in [0, 1), got {self.warmup}")
         if any(not 0 < b < 1 for b in self.boundaries):
@@ -87,6 +97,11 @@ class Training:
     def schedules(self) -> dict[str, Callable]:
         """What a program adds to its schedules."""
         return {"learning_rate": self.rate}
+
+    @property
+    def scaling(self) -> LossScale | None:
+        """What an `Update` takes as its loss scale."""
+        return LossScale(self.loss_scale, self.loss_scale_growth) if self.loss_scale else None
 
     def transformation(self, values: Mapping[str, jax.Array]) -> optax.GradientTransformation:
         """What an `Update` takes as its optimizer: reads `values["learning_rate"]`."""

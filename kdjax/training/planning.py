@@ -21,7 +21,7 @@ from kdjax.training.flops import matrix_flops
 from kdjax.training.journal import Recipe
 from kdjax.training.loop import abstract_state, check_stage, continued, stage_keys
 from kdjax.training.sharding import Layout
-from kdjax.training.stage import Compute, Context, Outcome, PyTree, Stage
+from kdjax.training.stage import Compute, Context, Outcome, PyTree, Stage, abstract
 from kdjax.training.state import State, initial
 from kdjax.training.step import compiled_step, compiled_validation, frozen_of
 
@@ -127,7 +127,8 @@ def replay(make: Callable[[], Recipe]) -> tuple[list[Stage], Unplanned | None]:
             node = continued(node)
             state = _ended(initial(node), node.steps)
             value = Outcome(lambda state=state: state, node.steps)
-            variables, memory = jax.tree.map(_shape, (node.variables, node.memory))
+            variables = {role: abstract(tree) for role, tree in node.variables.items()}
+            variables, memory = jax.tree.map(_shape, (variables, node.memory))
             stages.append(
                 dataclasses.replace(node, variables=variables, memory=memory, continues=None)
             )
@@ -289,6 +290,13 @@ def plan(
       make: builds the recipe; called under a trace.
       layout: mesh and partition rules of the run.
       only: names of the stages to plan; None: all.
+
+    Raises:
+      ValueError: a stage cannot run with this layout, or `only` names none of the recipe's.
     """
     stages, end = replay(make)
+    known = [stage.name for stage in stages]
+    for name in only or ():
+        if name not in known:
+            raise ValueError(f"there is no stage {name!r} to plan; there are {known}")
     return [plan_stage(s, layout) for s in stages if only is None or s.name in only], end

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import functools
 import json
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -13,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kdjax.training.journal import Recipe
-from kdjax.training.stage import Compute, Outcome, PyTree, Stage, Validation
+from kdjax.training.stage import Compute, Deferred, Outcome, PyTree, Stage, Validation, made
 from kdjax.training.state import State
 
 
@@ -42,6 +44,14 @@ class Bundle:
         if hasattr(first, "batches"):
             self.batches = first.batches
 
+    def reordered(self, attempt: int) -> Bundle:
+        lacking = [s for s in self._streams if not hasattr(s, "reordered")]
+        if lacking:
+            raise ValueError(f"{type(lacking[0]).__name__} has one order only")
+        other = copy.copy(self)
+        other._streams = [s.reordered(attempt) for s in self._streams]
+        return other
+
     def items(self, *arguments) -> Iterator[PyTree]:
         if self.stateful:
             return _Stateful(self._streams, *arguments)
@@ -66,6 +76,19 @@ class _Stateful:
 
 def _stack(trees: Sequence[PyTree]) -> PyTree:
     return jax.tree.map(lambda *x: jnp.stack([jnp.asarray(a) for a in x]), *trees)
+
+
+@functools.lru_cache(maxsize=64)
+def _each(function: Callable) -> Callable:
+    return jax.vmap(function)
+
+
+def _starts(trees: Sequence[PyTree | Deferred]) -> PyTree | Deferred:
+    """A role's variables of all members; what is not made yet is made for all at once."""
+    functions = {tree.function if isinstance(tree, Deferred) else None for tree in trees}
+    if len(functions) > 1 or None in functions:
+        return _stack([made(tree) for tree in trees])
+    return Deferred(_each(*functions), _stack([tree.arguments for tree in trees]))
 
 
 def _same(values: Sequence[Any]) -> bool:
@@ -105,11 +128,12 @@ def _merge(stages: Sequence[Stage], seeds: tuple[int, ...]) -> Stage:
     shared, variables, data = set(), {}, {}
     for role in first.variables:
         trees = [s.variables[role] for s in stages]
-        if role not in first.program.live and _same_leaves(trees):
+        deferred = any(isinstance(tree, Deferred) for tree in trees)
+        if role not in first.program.live and not deferred and _same_leaves(trees):
             shared.add(role)
             variables[role] = trees[0]
         else:
-            variables[role] = _stack(trees)
+            variables[role] = _starts(trees)
     for name in first.data:
         streams = [s.data[name] for s in stages]
         if _same(streams):

@@ -9,20 +9,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kdjax.training.nonfinite import NonFiniteLoss, NonFinitePolicy
 from kdjax.training.profiling import Clock
 from kdjax.training.stage import Stage
 from kdjax.training.state import State
 
 
-class NonFiniteLoss(RuntimeError):
-    """A term of a loss became infinite or not a number; names stage, step and term."""
-
-
 class Reports:
     """Reports of steps that were dispatched, read one window late so that nothing waits."""
 
-    def __init__(self, stage: Stage, names: list[str], every: int, pending: list, metrics, display):
-        self._stage, self._names, self._every = stage, names, every
+    def __init__(
+        self,
+        stage: Stage,
+        names: list[str],
+        every: int,
+        pending: list,
+        policy: NonFinitePolicy,
+        metrics,
+        display,
+    ):
+        self._stage, self._names, self._every, self._policy = stage, names, every, policy
         self._metrics, self._display = metrics, display
         self._open = [np.asarray(row, np.float32) for row in pending]  # of the unfinished window
         self._closed: tuple | None = None
@@ -77,16 +83,20 @@ class Reports:
             return
         (step, rows, waited, seconds, parts), self._closed = self._closed, None
         rows = self.read(step, rows)
-        total = np.sum(np.asarray(rows, np.float64), axis=0)
         count = len(rows)
+        counted = self._policy.count(self._names, step - count + 1, rows)
+        total = np.sum(np.asarray(rows, np.float64), axis=0)
         if last:
             seconds += time.monotonic() - self._time
             parts["blocked"] += 1000 * self.clock.blocked / count
         values: dict[str, Any] = {}
         for i, name in enumerate(self._names):
             sums, weights = total[..., i, 0], total[..., i, 1]
-            if np.all(weights > 0):
-                values[name] = sums / weights
+            if np.any(weights > 0) and name not in counted:
+                values[name] = np.divide(
+                    sums, weights, out=np.full_like(sums, np.nan), where=weights > 0
+                )
+        values |= counted
         members = max(len(self._stage.seeds), 1)
         size = self._stage.examples
         if size is None:
@@ -97,7 +107,7 @@ class Reports:
         values |= {f"time/{name}": value for name, value in parts.items()}
         self._metrics.write(self._stage.name, step, "train", values)
         losses = [x for name, x in values.items() if name.rpartition("/")[2] == "loss"]
-        loss = float(np.mean(losses[0])) if losses else float("nan")
+        loss = float(np.nanmean(losses[0])) if losses else float("nan")
         self._display.update(step, loss, values["examples_per_second"])
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import functools
+import itertools
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,10 +18,11 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, Sharding
 from jax.sharding import PartitionSpec as P
 
-from kdjax.training.stage import PyTree, Stage
-from kdjax.training.state import State
+from kdjax.training.partition_rules import RULE_SETS, RuleSet
+from kdjax.training.stage import Deferred, PyTree, Stage, abstract
+from kdjax.training.state import State, flatten
 
-Rules = Sequence[tuple[str, P]]
+Rules = str | RuleSet | Sequence[tuple[str, P]]
 
 
 def make_mesh(data: int = -1, model: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
@@ -86,55 +90,137 @@ def _path(path) -> str:
     return "/".join(parts)
 
 
+def _names(axes: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    """The mesh axes of one entry of a `PartitionSpec`."""
+    return (axes,) if isinstance(axes, str) else tuple(axes or ())
+
+
 @dataclasses.dataclass(frozen=True)
 class Layout:
     """The mesh of a run and the partition rules of its roles.
 
     Attributes:
       mesh: named axes; batches are sharded over `data`.
-      rules: role -> rules; the first regex found in a variable's path (`params/head/kernel`)
-        decides its `PartitionSpec`; a variable that none matches, and a role without rules, is
-        replicated. Optimizer slots follow their parameter.
+      rules: role -> its rules; a role without is replicated. Optimizer slots follow their
+        parameter. Rules are the name of a ready set (`partition_rules.RULE_SETS`), a function
+        like those, or pairs of a regex and a `PartitionSpec`: the first regex found in a
+        variable's path (`params/head/kernel`) decides, and a variable that none matches is
+        replicated.
+
+    Raises:
+      ValueError: no rule set of that name, no regular expression, or an axis the mesh has not.
+
+    >>> Layout(make_mesh(devices=jax.devices()[:1]), {"teacher": "fdsp"})
+    Traceback (most recent call last):
+    ValueError: 'teacher': there is no rule set 'fdsp'; did you mean 'fsdp'?
     """
 
     mesh: Mesh = dataclasses.field(default_factory=make_mesh)
     rules: Mapping[str, Rules] = dataclasses.field(default_factory=dict)
 
+    def __post_init__(self):
+        for role, rules in self.rules.items():
+            if isinstance(rules, str):
+                if rules not in RULE_SETS:
+                    close = difflib.get_close_matches(rules, RULE_SETS, 1)
+                    hint = (
+                        f"did you mean {close[0]!r}?" if close else f"there are {list(RULE_SETS)}"
+                    )
+                    raise ValueError(f"{role!r}: there is no rule set {rules!r}; {hint}")
+            elif not callable(rules):
+                for regex, rule in rules:
+                    self._check_rule(role, regex, rule)
+
+    def _check_rule(self, role: str, regex: str, rule: P) -> None:
+        try:
+            re.compile(regex)
+        except re.error as error:
+            raise ValueError(
+                f"{role!r}: the rule {regex!r} is no regular expression: {error}"
+            ) from error
+        names = [name for axes in rule for name in _names(axes)]
+        unknown = [name for name in names if name not in self.mesh.shape]
+        if unknown:
+            raise ValueError(
+                f"{role!r}: the rule {regex!r} names the axis {unknown[0]!r}; the mesh has "
+                f"{list(self.mesh.shape)}"
+            )
+        if len(set(names)) < len(names):
+            raise ValueError(f"{role!r}: the rule {regex!r} names an axis twice: {rule}")
+
     @property
     def replicated(self) -> NamedSharding:
         return NamedSharding(self.mesh, P())
 
+    def _find(self, role: str, name: str, shape: tuple[int, ...]) -> tuple[str | None, P]:
+        """`(the regex that decided, the rule)` of one variable."""
+        rules = self.rules.get(role, ())
+        if isinstance(rules, str):
+            rules = RULE_SETS[rules]
+        if callable(rules):
+            rule = rules(name, shape, self.mesh)
+            self._check_shape(f"{role}/{name}", shape, rule)
+            return None, rule
+        for regex, rule in rules:
+            if re.search(regex, name):
+                self._check_shape(f"{role}/{name}", shape, rule)
+                return regex, rule
+        return None, P()
+
     def role(self, role: str, tree: PyTree, members: bool = False) -> PyTree:
-        """The sharding of every variable of a role; members are a leading axis, not cut."""
-        used = set()
+        """The sharding of every variable of a role, of shapes; members are a leading axis, not cut.
 
-        def spec(path, x):
-            name = _path(path)
-            for regex, rule in self.rules.get(role, ()):
-                if re.search(regex, name):
-                    used.add(regex)
-                    rule = P(None, *rule) if members else rule
-                    self._check(f"{role}/{name}", x.shape, rule)
-                    return NamedSharding(self.mesh, rule)
-            return self.replicated
+        Args:
+          role: whose rules.
+          tree: its variables, or their shapes (`jax.eval_shape`); nothing is computed.
+          members: whether the variables have a leading axis of members.
 
-        shardings = jax.tree_util.tree_map_with_path(spec, tree)
-        unused = [regex for regex, _ in self.rules.get(role, ()) if regex not in used]
-        if unused:
-            raise ValueError(f"the rule {unused[0]!r} matches no variable of {role!r}")
+        Raises:
+          ValueError: a rule matches nothing, or does not fit the variable that it matches; names
+            rule, variable, shape and axis.
+        """
+        found = {}
+
+        def sharding(path, x):
+            name, shape = _path(path), tuple(x.shape)
+            regex, rule = self._find(role, name, shape[1:] if members else shape)
+            found[name] = regex
+            return NamedSharding(self.mesh, P(None, *rule) if members and any(rule) else rule)
+
+        shardings = jax.tree_util.tree_map_with_path(sharding, tree)
+        rules = self.rules.get(role, ())
+        whole = all(where.is_fully_replicated for where in jax.tree.leaves(shardings))
+        if rules == "tensor_parallel" and whole and self.mesh.shape["model"] > 1:
+            raise ValueError(
+                f"tensor_parallel cuts no variable of {role!r} over the "
+                f"{self.mesh.shape['model']} devices of 'model': it has {sorted(found)[:8]}"
+            )
+        if not isinstance(rules, str) and not callable(rules):
+            unused = [regex for regex, _ in rules if regex not in found.values()]
+            if unused:
+                raise ValueError(
+                    f"the rule {unused[0]!r} matches no variable of {role!r}, or only ones that an "
+                    f"earlier rule has; it has {sorted(found)[:8]}"
+                )
         return shardings
 
-    def _check(self, name: str, shape: tuple[int, ...], rule: P) -> None:
+    def _check_shape(self, name: str, shape: tuple[int, ...], rule: P) -> None:
         if len(rule) > len(shape):
             raise ValueError(f"rule {rule} has more axes than {name} of shape {shape}")
         for size, axes in zip(shape, rule):
-            axes = (axes,) if isinstance(axes, str) else axes or ()
-            parts = int(np.prod([self.mesh.shape[axis] for axis in axes]))
+            parts = math.prod(self.mesh.shape[axis] for axis in _names(axes))
             if size % parts:
                 raise ValueError(
                     f"{name} of shape {shape} cannot be cut by {rule}: {size} is not a multiple "
-                    f"of {parts}, the size of {axes}"
+                    f"of {parts}, the size of {_names(axes)}"
                 )
+
+    def make(self, role: str, variables: PyTree, members: bool = False) -> PyTree:
+        """A role's variables where its rules say: `Deferred` ones are made there, others placed."""
+        shardings = self.role(role, abstract(variables), members)
+        if isinstance(variables, Deferred):
+            return variables.make(shardings)
+        return place(variables, shardings)
 
     def state(self, stage: Stage, shapes: State) -> State:
         """The sharding of everything in a state."""
@@ -142,15 +228,18 @@ class Layout:
         variables = {
             role: self.role(role, tree, members) for role, tree in shapes.variables.items()
         }
+        trained = {n.partition(":")[0] for update in stage.program.updates for n in update.trains}
+        params = {role: flatten(shapes.variables[role]["params"]) for role in trained}
+        wheres = {role: flatten(variables[role]["params"]) for role in trained}
 
         def optimizer(path, x):
-            # A slot's path ends with its role and the flat path of its parameter.
-            name = _path(path)
-            for role in variables:
-                _, found, parameter = name.rpartition(f"{role}/")
-                for regex, rule in self.rules.get(role, ()) if found else ():
-                    if re.search(regex, f"params/{parameter}") and len(rule) <= x.ndim:
-                        return NamedSharding(self.mesh, P(None, *rule) if members else rule)
+            # Slots are trees {role: {path of the parameter: slot}}. One of another shape than its
+            # parameter (the rows and columns of a factored moment) is small, and whole.
+            keys = [getattr(entry, "key", None) for entry in path]
+            for role, name in itertools.pairwise(keys):
+                parameter = params.get(role, {}).get(name)
+                if parameter is not None and parameter.shape == x.shape:
+                    return wheres[role][name]
             return self.replicated
 
         everywhere = jax.tree.map(lambda _: self.replicated, shapes)
@@ -164,9 +253,9 @@ class Layout:
         )
 
     def frozen(self, stage: Stage, frozen: Mapping[str, PyTree]) -> dict[str, PyTree]:
-        """Frozen roles, placed."""
+        """Frozen roles, made or placed where they live."""
         return {
-            role: place(tree, self.role(role, tree, bool(stage.seeds) and role not in stage.shared))
+            role: self.make(role, tree, bool(stage.seeds) and role not in stage.shared)
             for role, tree in frozen.items()
         }
 

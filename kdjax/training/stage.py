@@ -17,9 +17,71 @@ import numpy as np
 import optax
 from jax import lax
 
+from kdjax.training.loss_scale import LossScale
+
 PyTree = Any
 Variables = Mapping[str, PyTree]  # role -> {"params": ..., other collections}
 Scalar = float | jax.Array
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Deferred(Mapping):
+    """Variables that do not exist yet: `function(*arguments)`, made where they are to live.
+
+    The function is traced, so that no device and no host ever holds more of the result than its
+    part; the same function with other arguments is not compiled again. Looked into, as a mapping
+    or a pytree, it is made whole on the default device, as a test or a notebook may want it.
+
+    Attributes:
+      function: pure, such as a network's `init`.
+      arguments: arrays, such as a key and an example of its input.
+
+    >>> deferred = Deferred(lambda n: {"params": {"w": jnp.full(2, n)}}, (3.0,))
+    >>> deferred["params"]["w"].tolist()
+    [3.0, 3.0]
+    """
+
+    function: Callable[..., PyTree]
+    arguments: tuple = ()
+
+    def make(self, shardings: PyTree = None) -> PyTree:
+        """The variables: whole on the default device, or cut as a tree of shardings says."""
+        options = {} if shardings is None else {"out_shardings": shardings}
+        return jax.jit(self.function, **options)(*self.arguments)
+
+    def _whole(self) -> PyTree:
+        if "whole" in self.__dict__:
+            return self.__dict__["whole"]
+        whole = self.make()
+        if not any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(whole)):
+            self.__dict__["whole"] = whole
+        return whole
+
+    def __getitem__(self, name: str) -> PyTree:
+        return self._whole()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._whole())
+
+    def __len__(self) -> int:
+        return len(self._whole())
+
+
+jax.tree_util.register_pytree_with_keys(
+    Deferred,
+    lambda x: ([(jax.tree_util.DictKey(name), x[name]) for name in x], tuple(x)),
+    lambda names, children: dict(zip(names, children)),
+)
+
+
+def made(variables: PyTree) -> PyTree:
+    """A role's variables, made if they are `Deferred`."""
+    return variables.make() if isinstance(variables, Deferred) else variables
+
+
+def abstract(variables: PyTree) -> PyTree:
+    """The shapes of a role's variables if they are `Deferred`, else the variables as they are."""
+    return jax.eval_shape(variables.make) if isinstance(variables, Deferred) else variables
 
 
 class Term(NamedTuple):
@@ -115,6 +177,8 @@ class Update:
       after: `(variables, context, metrics) -> (variables, memory)`: moving averages, momentum
         teachers, controllers. Runs after the optimizer.
       name: prefix of the update's metrics; needed when two updates share the name of a term.
+      loss_scale: for networks that compute in float16 (see `loss_scale.py`); its state lies with
+        the optimizer's. None: the loss is not scaled.
     """
 
     objective: Objective
@@ -129,6 +193,7 @@ class Update:
         None
     )
     name: str = ""
+    loss_scale: LossScale | None = None
 
     def __post_init__(self):
         if isinstance(self.trains, str) or not self.trains:
@@ -186,6 +251,9 @@ class Stream(Protocol):
         the step's key, so streams that process alike hold the same function.
       stateful: False: the item of step t is a function of (seed, t), and the step is the whole
         state. True: the iterator has `state()`, checkpointed with the rest.
+
+    A stream that is not stateful may have `reordered(attempt) -> Stream`: the same examples in
+    another order, a function of the seed and of `attempt` (1, 2, ...). Rolling back asks for it.
     """
 
     batch_size: int
@@ -232,7 +300,8 @@ class Stage:
 
     Attributes:
       name: unique in a run; names the stage's place in the journal and its random numbers.
-      variables: the starting point of every role the program reads.
+      variables: the starting point of every role the program reads: arrays, or `Deferred` for what
+        is made where it lives when the stage begins.
       memory: what the program keeps besides variables (queues, prototypes, controllers).
       continues: the outcome of an earlier stage with the same program, whose optimizer and memory
         are kept; its variables replace `variables` of the live roles.

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import traverse_util
 
-from kdjax.training.stage import PyTree, Stage, Variables
+from kdjax.training.loss_scale import begin
+from kdjax.training.stage import PyTree, Stage, Update, Variables
 
 
 class State(NamedTuple):
@@ -86,23 +87,43 @@ def initial(stage: Stage) -> State:
             f"stage {stage.name!r}: variables has no role {missing[0]!r} that its program trains; "
             f"it has {sorted(stage.variables)}"
         )
-    variables = strong({role: dict(stage.variables[role]) for role in program.live})
-    memory = strong(stage.memory)
-    first = {
-        name: jnp.asarray(schedule(jnp.int32(0), jnp.int32(stage.steps)), jnp.float32)
-        for name, schedule in program.schedules.items()
+    variables = {role: dict(stage.variables[role]) for role in program.live}
+    return first(
+        program.updates,
+        program.schedules,
+        len(stage.seeds),
+        stage.validation is not None,
+        variables,
+        stage.memory,
+        stage.steps,
+    )
+
+
+def first(
+    updates: tuple[Update, ...],
+    schedules: Mapping[str, Callable],
+    members: int,
+    validated: bool,
+    variables: Variables,
+    memory: PyTree,
+    steps: int | jax.Array,
+) -> State:
+    """The first state of a stage of so many members, 0 for one alone, from its live variables."""
+    values = {
+        name: jnp.asarray(schedule(jnp.int32(0), jnp.int32(steps)), jnp.float32)
+        for name, schedule in schedules.items()
     }
 
-    def optimizers(variables):
+    def slots(variables):
         return tuple(
-            update.optimizer(first).init(pick(variables, update.trains))
-            for update in program.updates
+            begin(update.loss_scale, update.optimizer(values).init(pick(variables, update.trains)))
+            for update in updates
         )
 
-    members = len(stage.seeds)
-    opts = jax.vmap(optimizers)(variables) if members else optimizers(variables)
+    variables = strong(variables)
+    opts = jax.vmap(slots)(variables) if members else slots(variables)
     selected = {}
-    if stage.validation is not None:
+    if validated:
         shape = (members,) if members else ()
         selected = {
             "score": jnp.full(shape, -jnp.inf, jnp.float32),
@@ -110,4 +131,4 @@ def initial(stage: Stage) -> State:
             "variables": strong(variables),
         }
     done = jnp.zeros((), bool)
-    return State(jnp.zeros((), jnp.int32), variables, strong(opts), memory, selected, done)
+    return State(jnp.zeros((), jnp.int32), variables, strong(opts), strong(memory), selected, done)

@@ -13,8 +13,10 @@ import optax
 from jax import lax
 
 from kdjax.training.gradients import gradient
+from kdjax.training.loss_scale import adjust, all_finite
+from kdjax.training.nonfinite import none_acted, unless_finite
 from kdjax.training.stage import Context, Program, PyTree, Stage, Term, Update, Variables
-from kdjax.training.state import State, pick, put
+from kdjax.training.state import State, first, pick, put
 
 
 @dataclasses.dataclass
@@ -29,13 +31,23 @@ def _act(update: Update, live, frozen, opt, memory, batch, context):
     """One update that acts: gradient, optimizer, what comes after."""
     context = context._replace(memory=memory)
     params = pick({**frozen, **live}, update.trains)
-    result = gradient(update, params, live, frozen, batch, context)
-    grads, metrics = result.gradient, dict(result.metrics)
+    before, scaled = (live, opt, memory), update.loss_scale is not None
+    result = gradient(update, params, live, frozen, batch, context, opt.scale if scaled else None)
+    grads, metrics, extra = result.gradient, dict(result.metrics), {}
+    finite = all_finite(grads) if scaled else None
     if update.combine is not None:
         grads, extra = update.combine(grads)
-        metrics.update(extra)
-    metrics["gradient_norm"] = Term(optax.tree.norm(grads), jnp.float32(1))
-    changes, opt = update.optimizer(context.values).update(grads, opt, params)
+    extra = {**extra, "gradient_norm": Term(optax.tree.norm(grads), jnp.float32(1))}
+    if scaled:
+        # What an overflow spoils is not reported, unless it is none of the scale's.
+        told, one = finite | (opt.scale <= 1), jnp.float32(1)
+        extra = jax.tree.map(lambda x: jnp.where(told, x, 0), extra)
+        extra["loss_scale"] = Term(opt.scale, one)
+        extra["overflow"] = Term(jnp.where(finite, 0.0, 1.0), one)
+    metrics.update(extra)
+    slots = opt.slots if scaled else opt
+    changes, slots = update.optimizer(context.values).update(grads, slots, params)
+    opt = opt._replace(slots=slots) if scaled else slots
     live, memory = put(result.variables, optax.apply_updates(params, changes)), result.memory
     if update.after is not None:
         after = context._replace(memory=memory)
@@ -45,6 +57,12 @@ def _act(update: Update, live, frozen, opt, memory, batch, context):
         if changed:
             raise ValueError(f"after changed the frozen role {changed[0]!r}; name it in `carries`")
         live = {role: new[role] for role in live}
+    if scaled:
+        kept = map(_same, before, (live, opt, memory), ("variables", "optimizers", "memory"))
+        live, opt, memory = jax.tree.map(
+            lambda old, new: jnp.where(finite, new, old), before, tuple(kept)
+        )
+        opt = adjust(update.loss_scale, before[1], finite)._replace(slots=opt.slots)
     prefix = f"{update.name}/" if update.name else ""
     return live, opt, memory, {prefix + name: term for name, term in metrics.items()}
 
@@ -72,7 +90,7 @@ def _same(before: PyTree, after: PyTree, what: str) -> PyTree:
 
 def _step(program_parts, names: list[str], state: State, frozen, batch, steps, key):
     """One step of a program on one batch; the report's rows are (total, weight) by `names`."""
-    updates, prepare, schedules, stop = program_parts
+    updates, prepare, schedules, stop, skip = program_parts
     values = {
         name: jnp.asarray(schedule(state.step, steps), jnp.float32)
         for name, schedule in schedules.items()
@@ -88,7 +106,11 @@ def _step(program_parts, names: list[str], state: State, frozen, batch, steps, k
 
         def act(kept, update=update, c=c):
             *new, report = _act(update, kept[0], frozen, *kept[1:], batch, c)
-            return (*map(_same, kept, new, ("variables", "optimizers", "memory")), report)
+            new = tuple(map(_same, kept, new, ("variables", "optimizers", "memory")))
+            if skip:
+                prefix = f"{update.name}/" if update.name else ""
+                new, report = unless_finite(kept, new, report, prefix)
+            return (*new, report)
 
         kept = (live, opts[k], memory)
         if callable(update.when) or update.when > 1:
@@ -102,6 +124,9 @@ def _step(program_parts, names: list[str], state: State, frozen, batch, steps, k
         if twice:
             raise ValueError(f"two updates report {twice[0]!r}: give them names (Update.name)")
         metrics.update(report)
+    if skip and prepare is not None:  # what was prepared for skipped updates is not remembered
+        lost = none_acted(metrics)
+        memory = jax.tree.map(lambda old, new: jnp.where(lost, old, new), state.memory, memory)
     done = state.done if stop is None else stop(context._replace(memory=memory))
     memory = _same(state.memory, memory, "memory")  # what prepare returned of it
     names[:] = list(metrics)
@@ -113,8 +138,10 @@ def _step(program_parts, names: list[str], state: State, frozen, batch, steps, k
 _compiled: weakref.WeakKeyDictionary[Program, dict] = weakref.WeakKeyDictionary()
 
 
-def compiled_step(stage: Stage, shardings: State) -> CompiledStep:
+def compiled_step(stage: Stage, shardings: State, skip: bool = False) -> CompiledStep:
     """The compiled step of a stage: shared by stages of one program that process data alike.
+
+    With `skip`, an update whose loss or gradient is not finite changes nothing.
 
     Only the state is donated. Frozen variables and tables are arguments: never closed over,
     donated or returned. The returned function is
@@ -127,13 +154,13 @@ def compiled_step(stage: Stage, shardings: State) -> CompiledStep:
     axes = population_axes(stage) if stage.seeds else ()
     # As pairs: the axes decide what vmap makes of the step, so they are part of the key.
     across = tuple(tuple(sorted(part.items())) for part in axes)
-    key = (processing, across, tuple(leaves), structure)
+    key = (processing, across, tuple(leaves), structure, skip)
     cache = _compiled.setdefault(program, {})
     if key in cache:
         return cache[key]
     names: list[str] = []
     # The parts, not the program: a value that held its key would never leave the weak dictionary.
-    parts = (program.updates, program.prepare, dict(program.schedules), program.stop)
+    parts = (program.updates, program.prepare, dict(program.schedules), program.stop, skip)
     member = functools.partial(_member_step, parts, names, assembles)
     if stage.seeds:
         if program.stop is not None:
@@ -142,6 +169,25 @@ def compiled_step(stage: Stage, shardings: State) -> CompiledStep:
         member = jax.vmap(member, in_axes=(state_axes, *axes, None, 0), out_axes=(state_axes, 0))
     function = jax.jit(member, donate_argnums=0, out_shardings=(shardings, None))
     cache[key] = CompiledStep(function, names)
+    return cache[key]
+
+
+_starts: weakref.WeakKeyDictionary[Program, dict] = weakref.WeakKeyDictionary()
+
+
+def compiled_start(stage: Stage, shardings: State) -> Callable:
+    """`(live variables, memory, steps) -> state` before the first step, made where it lives.
+
+    Compiled once for stages of one program, as their step is. What it is given is copied.
+    """
+    leaves, structure = jax.tree.flatten(shardings)
+    validated, members = stage.validation is not None, len(stage.seeds)
+    key = (validated, members, tuple(leaves), structure)
+    cache = _starts.setdefault(stage.program, {})
+    if key not in cache:
+        parts = stage.program.updates, dict(stage.program.schedules)
+        start = functools.partial(first, *parts, members, validated)
+        cache[key] = jax.jit(start, out_shardings=shardings)
     return cache[key]
 
 
@@ -172,9 +218,9 @@ def compiled_validation(evaluate: Callable, assemble: Callable, score: str, axes
     """`(score_batch, choose, names)` of a validation, shared by stages that validate alike.
 
     `score_batch(variables, frozen, table, item)` gives the rows (total, weight) of a batch;
-    `choose(selected, rows of all batches, step, variables)` gives the better of the two and the
-    summed rows. `axes`: None for one member, else the vmap axes of (frozen, table, item), frozen
-    as pairs.
+    `choose(selected, rows of all batches, step, variables)`, not compiled yet, gives the better of
+    the two and the summed rows. `axes`: None for one member, else the vmap axes of
+    (frozen, table, item), frozen as pairs.
     """
     names: list[str] = []
 
@@ -199,7 +245,7 @@ def compiled_validation(evaluate: Callable, assemble: Callable, score: str, axes
         in_axes = (0, dict(frozen_axes), table_axis, item_axis)
         score_batch = jax.vmap(score_batch, in_axes=in_axes)
         choose = jax.vmap(choose, in_axes=(0, 0, None, 0))
-    return jax.jit(score_batch), jax.jit(choose, donate_argnums=0), names
+    return jax.jit(score_batch), choose, names
 
 
 def frozen_of(stage: Stage) -> Mapping[str, Variables]:

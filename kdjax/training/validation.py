@@ -8,15 +8,23 @@ import numpy as np
 
 from kdjax.training.metrics import MetricWriter
 from kdjax.training.sharding import Layout, place
-from kdjax.training.stage import Stage
+from kdjax.training.stage import PyTree, Stage
 from kdjax.training.state import State
 from kdjax.training.step import compiled_validation, population_axes
 
 
 class Validator:
-    """Evaluates the live variables without waiting, and lets the state keep the best."""
+    """Evaluates the live variables without waiting, and lets the state keep the best.
 
-    def __init__(self, stage: Stage, frozen, layout: Layout, first: int):
+    Args:
+      stage: has a validation.
+      frozen: its frozen roles, placed.
+      layout: mesh and rules.
+      first: the step that the stage begins or goes on at.
+      selected: the shardings of what the state keeps.
+    """
+
+    def __init__(self, stage: Stage, frozen, layout: Layout, first: int, selected: PyTree):
         validation = stage.validation
         axes = None
         if stage.seeds:
@@ -24,9 +32,11 @@ class Validator:
             shared = "validation" in stage.shared
             table = None if shared else getattr(validation.stream, "table_axis", 0)
             axes = (tuple(sorted(frozen_axes.items())), table, None if shared else 0)
-        self._score, self._choose, self.names = compiled_validation(
+        self._score, choose, self.names = compiled_validation(
             validation.evaluate, validation.stream.assemble, validation.score, axes
         )
+        # What it returns lies as the state says, else the next step would be compiled anew.
+        self._choose = jax.jit(choose, donate_argnums=0, out_shardings=(selected, None))
         members = axes is not None and axes[2] == 0
         self._items = [layout.item(item, members) for item in validation.stream.items()]
         self._table = place(validation.stream.table, layout.replicated)

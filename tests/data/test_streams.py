@@ -58,6 +58,25 @@ def test_every_epoch_is_a_permutation_and_batches_straddle_epochs(split):
     assert (other != rows.reshape(-1)[:48]).any()
 
 
+def test_another_attempt_is_another_order_of_the_same_views(split):
+    options = dict(seed=3, augment=("flip",))
+    first, host = data.resident(split, 10, **options), data.host(split, 10, **options)
+    orders = [first, first.reordered(1), first.reordered(2)]
+    rows = [np.concatenate([item["row"] for item in take(s, 10)]).reshape(2, 50) for s in orders]
+    for one in rows:
+        assert (np.sort(one, axis=1) == np.arange(50)).all()
+    # Nor is the order of one attempt that of another epoch of another.
+    assert len({epoch.tobytes() for one in rows for epoch in one}) == 6
+    same(batches(first.reordered(1), 4), batches(host.reordered(1), 4))
+    same(take(first.reordered(1), 9)[5:], take(first.reordered(1), 4, start=5))
+    views = [{}, {}]
+    for seen, stream in zip(views, orders):
+        for batch in batches(stream, 5):
+            seen |= zip(np.asarray(batch["id"]).tolist(), np.asarray(batch["image"]))
+    for row in range(50):
+        np.testing.assert_array_equal(views[0][row], views[1][row])
+
+
 def test_starting_late_is_skipping(split):
     for stream in (data.resident(split, 16, seed=3), data.host(split, 16, seed=3, augment=ALL)):
         same(take(stream, 9)[5:], take(stream, 4, start=5))

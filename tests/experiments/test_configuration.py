@@ -6,14 +6,15 @@ import json
 import pathlib
 
 import ml_collections
+import numpy as np
 import pytest
 
 from experiments import configuration, tasks
 from experiments.configuration import ConfigError
-from kdjax import data
+from kdjax import data, networks
 from kdjax.data import Dataset
 from kdjax.methods.task import Task
-from kdjax.training import make_mesh
+from kdjax.training import LossScale, make_mesh
 from kdjax.training.optimizers import Training
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -108,6 +109,21 @@ def test_train_examples_are_a_fixed_stratified_part(config):
     assert max(counts) - min(counts) <= 1
 
 
+def test_a_long_tail_and_what_a_role_reads_reach_the_task(config):
+    config.data.train_imbalance = 10.0
+    task = configuration.task(config)
+    counts = np.bincount(task.dataset.splits["train"].labels())
+    assert (counts[0], counts[9]) == (126, 13)
+    assert len(task.dataset.splits["test"]) == 360
+    assert task.reads("student") == task.reads("teacher") == ("image",)
+    config.data.train_imbalance = 0.5
+    with pytest.raises(ConfigError, match=r"config\.data\.train_imbalance: imbalance must be at"):
+        configuration.task(config)
+    config.data.train_imbalance, config.teacher.input = 0.0, ("audio",)
+    with pytest.raises(ValueError, match="teacher: a network reads the field 'audio'"):
+        configuration.task(config)
+
+
 def _set(path, value):
     def change(config):
         *parents, name = path.split(".")
@@ -158,6 +174,34 @@ BAD = {
     "augmentation": (
         _set("student.training.augment", ("flipp",)),
         r"config\.student\.training: .*'flipp'.*'flip'",
+    ),
+    "precision": (
+        _set("student.precision", "half"),
+        r"config\.student\.precision must be one of .*'bfloat16', 'float16'.*, got 'half'",
+    ),
+    "precision in another place": (
+        _set("student.network.dtype", "bfloat16"),
+        r"config\.student\.network\.dtype: say it in config\.student\.precision",
+    ),
+    "rematerialisation": (
+        _set("teacher.remat", "dots"),
+        r"config\.teacher\.remat must be one of .*'block', 'dots_saveable'.*, got 'dots'",
+    ),
+    "rematerialisation without blocks": (
+        _set("student.remat", "block"),
+        r"config\.student\.remat='block': an mlp has no blocks",
+    ),
+    "quantisation": (
+        _set("teacher.quantize", "int4"),
+        r"config\.teacher\.quantize must be one of .*'int8', 'float8'.*, got 'int4'",
+    ),
+    "quantisation of a trained role": (
+        _set("student.quantize", "int8"),
+        r"config\.student\.quantize='int8': the student is trained; only a frozen teacher's",
+    ),
+    "loss scale": (
+        _set("student.training.loss_scale", 0.5),
+        r"config\.student\.training: loss_scale must be 0 or at least 1, got 0\.5",
     ),
 }
 
@@ -217,6 +261,49 @@ def test_settings_come_from_the_config(config):
         configuration.settings(config)
 
 
+SHARDING = {
+    "role": (dict(techer="fsdp"), "config.sharding has no field 'techer'; did you mean 'teacher'"),
+    "another method's role": (dict(auxiliary="fsdp"), "config.sharding has no field 'auxiliary'"),
+    "set": (dict(teacher="fdsp"), "'teacher': there is no rule set 'fdsp'; did you mean 'fsdp'"),
+    "no axis to cut over": (dict(teacher="tensor_parallel"), "but config.mesh.model=1"),
+    "no pairs": (dict(teacher=("kernel",)), "must be a rule set's name or pairs"),
+    "axis": (dict(teacher=(("kernel", ("modle",)),)), "'kernel' names the axis 'modle'"),
+    "nothing": (
+        dict(teacher=(("kernal", ("data",)),)),
+        "config.sharding.teacher: the rule 'kernal' matches no variable of 'teacher'",
+    ),
+    "too long": (
+        dict(student=(("bias", (None, "data")),)),
+        "config.sharding.student: rule .* has more axes than student/params/dense0/bias of shape",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", SHARDING)
+def test_sharding_that_cannot_be_followed_is_refused_before_a_run(case, config, digits):
+    rules, message = SHARDING[case]
+    config.sharding = rules
+    task = configuration.task(config, digits)
+
+    def check():
+        configuration.check_layout(configuration.settings(config).layout, task)
+
+    with pytest.raises(ConfigError, match=message):
+        check()
+
+
+def test_the_roles_of_a_config_are_those_of_its_methods(config):
+    config.method = dict(name="dual_head_kd")
+    config.sharding = dict(auxiliary="fsdp")
+    assert configuration.settings(config).layout.rules == {"auxiliary": "fsdp"}
+
+
+def test_a_run_may_go_on_on_another_mesh(config):
+    old = configuration.plain(config)
+    config.mesh.model, config.sharding.teacher = 2, "fsdp"
+    assert configuration.differences(old, configuration.plain(config)) == []
+
+
 def test_a_workdir_belongs_to_one_config(config, tmp_path):
     workdir = tmp_path / "new" / "run"
     configuration.claim(workdir, config)
@@ -226,6 +313,21 @@ def test_a_workdir_belongs_to_one_config(config, tmp_path):
     config.method.temperature = 2.0
     with pytest.raises(ConfigError, match=r"method\.temperature: 1\.0 -> 2\.0"):
         configuration.claim(workdir, config)
+
+
+def test_a_run_may_go_on_under_another_policy_but_goes_back_to_the_same_checkpoints(
+    config, tmp_path
+):
+    configuration.claim(tmp_path / "run", config)
+    config.nonfinite, config.nonfinite_limit = "skip", 3
+    configuration.claim(tmp_path / "run", config)
+    assert configuration.settings(config).nonfinite == "skip"
+    config.nonfinite, config.checkpoint_every = "rollback", config.checkpoint_every + 1
+    with pytest.raises(ConfigError, match="checkpoint_every: "):
+        configuration.claim(tmp_path / "run", config)
+    config.nonfinite = "ignore"
+    with pytest.raises(ValueError, match=r"nonfinite must be one of .* got 'ignore'"):
+        configuration.settings(config)
 
 
 def test_a_workdir_that_cannot_be_written_is_refused(config, tmp_path):
@@ -245,6 +347,31 @@ def test_defaults_spell_out_every_field_of_the_training():
     names = {field.name for field in dataclasses.fields(Training)}
     for role in ("teacher", "student"):
         assert set(configuration.defaults()[role].training) == names
+
+
+def test_precision_and_rematerialisation_reach_the_networks(config, digits):
+    config.teacher.update(precision="bfloat16", remat="block")
+    config.teacher.network = ml_collections.ConfigDict(dict(name="vit", depth=1))
+    config.student.precision = "float16"
+    config.student.training.loss_scale_growth = 7
+    task = configuration.task(config, digits)
+    assert task.teacher_weights == "bfloat16"
+    assert task.training["student"].scaling == LossScale(2.0**15, 7)
+    assert task.training["teacher"].scaling is None
+    plain = networks.build("vit", 10, depth=1, remat="block")
+    assert task.networks["teacher"] is networks.in_precision(plain, "bfloat16")
+
+
+def test_quantisation_without_qwix_is_one_line_with_the_command(config, digits, monkeypatch):
+    config.teacher.quantize = "int8"
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"quantize='int8' needs Qwix: pip install 'kdjax\[quan"):
+        configuration.task(config, digits)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    assert configuration.task(config, digits).teacher_weights == "int8"
+    config.sharding = dict(teacher=(("kernel", (None, "model")),))
+    with pytest.raises(ConfigError, match="cannot be used with partition rules of the teacher"):
+        configuration.task(config, digits)
 
 
 def test_a_data_set_can_be_given(config, digits):

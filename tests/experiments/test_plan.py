@@ -77,7 +77,7 @@ def test_planned_bytes_are_those_of_the_run(layout, found, monkeypatch):
         compiled = compile_step(stage, shardings)
 
         def step(*arguments):
-            if len(needed) == len(states):
+            if stage.name == "distill" and not needed:
                 memory = compiled.function.lower(*arguments).compile().memory_analysis()
                 needed.append(memory)
             return compiled.function(*arguments)
@@ -90,16 +90,16 @@ def test_planned_bytes_are_those_of_the_run(layout, found, monkeypatch):
     run_recipe(recorded(run.experiment(task, module, chosen)), settings=Settings(layout=layout))
     assert [s.name for s in planned] == [node.name for node, _ in states]
     assert [s.name for s in planned] == ["teacher", "supervised", "distill"]
-    for stage, (node, state), memory in zip(planned, states, needed, strict=True):
+    for stage, (node, state) in zip(planned, states, strict=True):
         size = {role: planning.bytes_of(x) for role, x in state.variables.items()}
         assert stage.live == size
         assert stage.optimizers == planning.bytes_of(state.optimizers)
         assert stage.kept == planning.bytes_of((state.memory, state.selected))
         frozen = {r: planning.bytes_of(x) for r, x in node.variables.items() if r not in size}
         assert stage.frozen == frozen
-        assert stage.temporaries == (
-            memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
-        )
+    (memory,) = needed
+    outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    assert planned[2].temporaries == memory.temp_size_in_bytes + outputs
     assert planned[2].frozen["teacher"] == 4 * planned[2].parameters["teacher"] == 4 * 1210
     assert planned[2].prepare_flops == 2 * 32 * (64 * 16 + 16 * 10)
     assert planned[1].prepare_flops == 0
@@ -109,8 +109,9 @@ def test_planned_bytes_are_those_of_the_run(layout, found, monkeypatch):
 def test_a_cached_teacher_is_planned_as_data(layout, found):
     config = small()
     config.teacher.cached = True
-    planned, end = planning.plan(plan.recipe_of(config, found), layout, {"distill"})
-    (stage,) = planned
+    with pytest.raises(ValueError, match=r"no stage 'distil' to plan; there are .*'distill'"):
+        planning.plan(plan.recipe_of(config, found), layout, {"distil"})
+    (stage,), end = planning.plan(plan.recipe_of(config, found), layout, {"distill"})
     assert end is None
     assert stage.cache == 4 * 10 * len(found.splits["train"])
     assert stage.frozen == {}
@@ -181,7 +182,7 @@ def sharded(tmp_path_factory):
     done = subprocess.run(
         [
             *(sys.executable, "-m", "experiments.plan", f"--config={folder}/config.py"),
-            *("--devices=8", "--hbm=1GiB", f"--json={folder}/plan.json"),
+            *("--devices=8", "--hbm=1GiB", "--stages=distill", f"--json={folder}/plan.json"),
         ],
         cwd=ROOT,
         env={**os.environ, "JAX_PLATFORMS": "cpu", "COLUMNS": "100"},
@@ -206,24 +207,21 @@ def test_a_sharded_teacher_takes_less_of_each_device(sharded):
 def test_what_does_not_fit_gets_micro_batches_that_do(layout, found):
     config = small()
     config.method = dict(name="supervised")
-    config.student.network.widths = (16,) * 6
+    config.student.network.widths = (16,) * 3
     config.student.training.batch_size = 512
     config.validate_every = 3
     (stage,), _ = planning.plan(plan.recipe_of(config, found), layout, {"supervised"})
-    hbm = stage.held + stage.temporaries // 2
-    assert stage.peak > hbm
+    hbm = stage.peak - 1
     advice = plan.suggestion(config, found, stage, layout, hbm)
     assert advice["peak"] <= hbm
     assert f"--config.student.training.microbatches={advice['microbatches']}" in advice["text"]
-    config.student.training.microbatches = advice["microbatches"]
-    (again,), _ = planning.plan(plan.recipe_of(config, found), layout, {"supervised"})
-    assert again.peak == advice["peak"]
     for size, words in ((stage.held - 1, "alone take"), (stage.held + 1, "validation needs")):
         advice = plan.suggestion(config, found, stage, layout, size)
         assert advice["microbatches"] is None
         assert words in advice["text"]
 
 
+@pytest.mark.slow
 def test_a_batch_that_must_not_be_cut_gets_no_micro_batches(layout, found):
     config = small()
     config.method = dict(name="kd", loss="dist")

@@ -41,10 +41,13 @@ def make(halves, **changes):
     return Task(halves, nets, **{**options, **changes})
 
 
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("plackett_luce", "sinkd")]
+SLOW = [
+    pytest.param(name, marks=pytest.mark.slow)
+    for name in ("plackett_luce", "dual_head_kd", "sinkd")
+]
 
 
-@pytest.mark.parametrize("name", ["kd", "dual_head_kd", *SLOW])
+@pytest.mark.parametrize("name", ["kd", *SLOW])
 def test_every_method_distils_from_a_teacher_that_sees_more(halves, name):
     task = make(halves)
     config = methods.configure(name)

@@ -351,7 +351,7 @@ def gradient(remat):
 
 
 def test_gradients_are_finite_with_padding_and_padding_moves_no_attention():
-    real, padding = gradient(False)
+    real, padding = gradient("")
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves([real, padding]))
     for name in ("query", "key", "value", "out"):
         assert not padding["params"]["block0"][name]["kernel"].any()
@@ -360,7 +360,7 @@ def test_gradients_are_finite_with_padding_and_padding_moves_no_attention():
 
 @pytest.mark.slow
 def test_rematerialisation_gives_the_same_gradient():
-    for kept, recomputed in zip(gradient(False), gradient(True)):
+    for kept, recomputed in zip(gradient(""), gradient("block")):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), kept, recomputed)
 
 
@@ -378,7 +378,7 @@ def test_bfloat16_computes_but_parameters_and_logits_are_float32():
     )
 
 
-@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize("remat", ["", "block"])
 def test_taps_reach_hidden_states_maps_and_value_relations(remat):
     network, _, variables, compiled = model("plain", num_layers=1, remat=remat)
     names = available_taps(network, variables, *ROWS)

@@ -1,7 +1,7 @@
 """A run of three stages that can be killed: `python resumable.py WORKDIR [STAGE:STEP SIGNAL]`.
 
-Moving average, queue, schedule, accumulation, a computation, a stream with a state; prints a
-digest of everything that is left at the end.
+Moving average, projector, queue, schedule, accumulation, a computation, a stream with a state;
+prints a digest of everything that is left at the end.
 """
 
 import hashlib
@@ -39,18 +39,26 @@ TEACHER = toys.program(toys.supervised("teacher"), toys.adam(), ("teacher",))
 
 
 def teach(variables, batch, context):
-    logits = toys.logits(variables["teacher"], batch["train"]["x"])
-    return {"train": {**batch["train"], "teacher_logits": logits}}, context.memory
+    teacher, train = variables["teacher"], batch["train"]
+    taught = {
+        "logits": toys.logits(teacher, train["x"]),
+        "hint": toys.features(teacher, train["x"]),
+    }
+    return {"train": {**train, "teacher": taught}}, context.memory
 
 
 def objective(variables, batch, context: Context):
     batch = batch["train"]
     logits = toys.logits(variables["student"], batch["x"])
-    target = jax.nn.softmax(batch["teacher_logits"] / context.values["temperature"])
+    target = jax.nn.softmax(batch["teacher"]["logits"] / context.values["temperature"])
     loss = -jnp.sum(target * jax.nn.log_softmax(logits), -1)
     queue = jnp.roll(context.memory["queue"], 1).at[0].set(logits.mean())
+    projected = toys.features(variables["student"], batch["x"])
+    projected = projected @ variables["projector"]["params"]["kernel"]
+    hint = jnp.mean((projected - batch["teacher"]["hint"]) ** 2, -1)
+    cross_entropy = toys.cross_entropy(logits, batch["y"])
     return Evaluation(
-        {"kd": mean(loss), "ce": mean(toys.cross_entropy(logits, batch["y"]), coefficient=0.5)},
+        {"kd": mean(loss), "ce": mean(cross_entropy, coefficient=0.5), "hint": mean(hint)},
         memory={**context.memory, "queue": queue},
     )
 
@@ -64,7 +72,7 @@ STUDENT = Program(
     (
         Update(
             objective,
-            ("student",),
+            ("student", "projector"),
             lambda values: optax.adam(values["rate"]),
             microbatches=2,
             after=average,
@@ -93,11 +101,17 @@ def recipe(workdir):
         }
 
     yield Compute("centre", centre, (teacher,))
-    start = toys.init(1)
+    student = toys.init(1)
+    start = {
+        "teacher": teacher.variables["teacher"],
+        "student": student,
+        "average": student,
+        "projector": {"params": {"kernel": jnp.eye(8)}},
+    }
     first = yield Stage(
         "student",
         STUDENT,
-        {"teacher": teacher.variables["teacher"], "student": start, "average": start},
+        start,
         {"train": toys.WalkStream(TABLE, 16, 1)},
         60,
         memory={"queue": jnp.zeros(5)},
@@ -106,7 +120,7 @@ def recipe(workdir):
     last = yield Stage(
         "more",
         STUDENT,
-        {"teacher": teacher.variables["teacher"], "student": start, "average": start},
+        start,
         {"train": toys.TableStream(TABLE, 16, 2)},
         60,
         memory={"queue": jnp.zeros(5)},
@@ -125,7 +139,7 @@ def main():
         if kill and stage == kill[0] and step == int(kill[1]):
             os.kill(os.getpid(), int(sys.argv[3]))
 
-    settings = Settings(checkpoint_every=15, log_every=10, on_step=on_step)
+    settings = Settings(checkpoint_every=5, log_every=10, on_step=on_step)
     states = run(recipe(workdir), seed=3, workdir=workdir, settings=settings, display=Display())
     digest = hashlib.sha256()
     for x in jax.tree.leaves(states):

@@ -1,16 +1,35 @@
 """What goes wrong in a run is named, stops it, and costs nothing that was good."""
 
-import pathlib
+import contextlib
+import errno
+import itertools
+import os
+import random
+import re
+import resource
+import socket
 import subprocess
 import sys
+import threading
+import time
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 import training_toys as toys
+from short_run import Killed, go_on
 
-from kdjax.training import Evaluation, NonFiniteLoss, Settings, Stage, mean, run
+from kdjax.training import (
+    CheckpointError,
+    Evaluation,
+    NonFiniteLoss,
+    Settings,
+    Stage,
+    WorkdirInUse,
+    mean,
+    run,
+)
+from kdjax.training.lock import locked
 
 TABLE = {name: jnp.asarray(x) for name, x in toys.problem().items()}
 
@@ -81,48 +100,155 @@ def test_a_stage_that_cannot_run_is_refused_before_compute():
             run(one(**changes))
 
 
-FULL_DISK = """
-import pathlib, resource, signal, sys, time
-sys.path.insert(0, {here!r})
-import jax.numpy as jnp
-import training_toys as toys
-from kdjax.training import CheckpointError, Settings, Stage, run
+# What Orbax had under way when a write failed reports to an event loop that is closed by then.
+orbax_gives_up = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-table = {{name: jnp.asarray(x) for name, x in toys.problem().items()}}
 
-saved = pathlib.Path({workdir!r}) / "checkpoints" / "0000-train" / "10.json"
+class Disk:
+    """Full from a file's opening for writing on: nothing of this process can grow."""
 
-def on_step(stage, step):
-    if step == 15:
-        while not saved.exists():  # it is written in the background
-            time.sleep(0.01)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (64, resource.RLIM_INFINITY))
+    def __init__(self):
+        self.at, self.opened = None, 0
+        sys.addaudithook(self._event)
 
-def recipe():
-    yield Stage("train", toys.program(), {{"student": toys.init(0)}},
-                {{"train": toys.TableStream(table, 16)}}, 40)
+    def _event(self, event, arguments):
+        if self.at is None or event != "open" or not isinstance(arguments[2], int):
+            return
+        if arguments[2] & (os.O_WRONLY | os.O_RDWR):
+            self.opened += 1
+            if self.opened == self.at:
+                self._limit(0)
 
-try:
-    run(recipe(), workdir={workdir!r}, settings=Settings(checkpoint_every=10, on_step=on_step))
-except (CheckpointError, OSError) as error:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-    print(type(error).__name__, str(error).splitlines()[0])
+    def _limit(self, size):
+        hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+
+    @contextlib.contextmanager
+    def full(self, at):
+        self.at, self.opened = at, 0
+        try:
+            yield
+        finally:
+            self.at = None
+            self._limit(resource.RLIM_INFINITY)
+
+
+@pytest.fixture(scope="module")
+def disk():
+    return Disk()
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, disk):
+    """Bits of a run, and how many files it opens for writing."""
+    with disk.full(10**9):
+        bits, _ = go_on(tmp_path_factory.mktemp("whole"))
+        return bits, disk.opened
+
+
+def fills(disk, whole, tmp_path, moments):
+    for at in moments:
+        workdir = tmp_path / str(at)
+        with disk.full(at), pytest.raises(CheckpointError) as error:
+            go_on(workdir)
+        assert re.search("cannot be written|could not (write|save|open)", str(error.value)), at
+        assert "\n" not in str(error.value)
+        assert go_on(workdir)[0] == whole[0], at
+
+
+@orbax_gives_up
+def test_a_disk_that_fills_up_costs_nothing_that_was_kept(disk, whole, tmp_path):
+    opened = whole[1]
+    assert opened > 30
+    fills(disk, whole, tmp_path, [1, *random.Random(0).sample(range(2, opened - 1), 5)])
+
+
+@pytest.mark.slow
+@orbax_gives_up
+def test_at_whatever_file_the_disk_fills_up_nothing_kept_is_lost(disk, whole, tmp_path):
+    fills(disk, whole, tmp_path, range(1, whole[1] - 1))
+
+
+@orbax_gives_up
+def test_the_checkpoint_before_a_full_disk_is_named(disk, tmp_path):
+    def on_step(stage, step):
+        if step == 15:
+            while not (tmp_path / "w/checkpoints/0000-train/10.json").exists():
+                time.sleep(0.01)
+            disk.at = disk.opened + 1
+
+    settings = Settings(checkpoint_every=10, on_step=on_step)
+    message = r"could not save the checkpoint at step 20: .*; the checkpoint at step 10 is whole"
+    with disk.full(10**9), pytest.raises(CheckpointError, match=message):
+        run(_plain(), workdir=tmp_path / "w", settings=settings)
+
+
+def test_a_workdir_that_cannot_be_written_is_refused_at_once():
+    with pytest.raises(CheckpointError, match="workdir /proc/run cannot be written: "):
+        run(_plain(), workdir="/proc/run")
+
+
+def test_a_clock_that_goes_backwards_changes_nothing(whole, tmp_path, monkeypatch):
+    clock = itertools.count(2e9, -3600.0)
+    monkeypatch.setattr(time, "time", lambda: next(clock))
+    with pytest.raises(Killed):
+        go_on(tmp_path, ("student", 27))
+    assert go_on(tmp_path)[0] == whole[0]
+    assert next(clock) < 2e9 - 3600
+
+
+HOLDER = """
+import pathlib, sys, time
+from kdjax.training.lock import locked
+with locked(pathlib.Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(600)
 """
 
 
-def test_a_disk_that_fills_up_leaves_the_previous_checkpoint_whole(tmp_path):
-    here = str(pathlib.Path(__file__).parent)
-    script = FULL_DISK.format(here=here, workdir=str(tmp_path / "w"))
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert done.stdout.startswith("CheckpointError could not save the checkpoint at step 20"), (
-        done.stdout + done.stderr
-    )
-    assert "the checkpoint at step 10 is whole" in done.stdout
-    settings = Settings(checkpoint_every=10)
-    resumed = run(_plain(), workdir=tmp_path / "w", settings=settings)
-    whole = run(_plain())
-    jax.tree.map(np.testing.assert_array_equal, resumed.variables, whole.variables)
+def test_a_second_run_is_refused_and_a_killed_one_leaves_no_lock(whole, tmp_path):
+    command = [sys.executable, "-c", HOLDER, str(tmp_path)]
+    holder = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout.readline() == "held\n"
+        message = f"in use by process {holder.pid} on {re.escape(socket.gethostname())}"
+        with pytest.raises(WorkdirInUse, match=message):
+            go_on(tmp_path)
+        assert [p.name for p in tmp_path.iterdir()] == [".lock"]
+    finally:
+        holder.kill()
+        holder.communicate()
+    assert go_on(tmp_path)[0] == whole[0]
+
+
+def test_a_workdir_is_held_by_one_thread_which_may_enter_again(tmp_path):
+    refused = []
+
+    def second():
+        try:
+            run(_plain(), workdir=tmp_path)
+        except WorkdirInUse as error:
+            refused.append(str(error))
+
+    with locked(tmp_path), locked(tmp_path):
+        thread = threading.Thread(target=second)
+        thread.start()
+        thread.join()
+    assert len(refused) == 1
+    with locked(tmp_path):
+        pass
+
+
+def test_where_a_file_system_has_no_locks_the_run_says_so(tmp_path, monkeypatch):
+    def flock(file, how):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("kdjax.training.lock.fcntl.flock", flock)
+    said = []
+    with locked(tmp_path, said.append):
+        pass
+    assert len(said) == 1
+    assert said[0].startswith(f"workdir {tmp_path}: no locks here")
 
 
 def _plain():

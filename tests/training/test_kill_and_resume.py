@@ -2,16 +2,15 @@
 
 import json
 import pathlib
-import random
 import shutil
 import signal
 import subprocess
 import sys
 
 import pytest
+from torture import torture
 
 SCRIPT = pathlib.Path(__file__).parent / "resumable.py"
-STAGES = ("teacher", "student", "more")
 
 
 def start(workdir, *arguments):
@@ -23,11 +22,6 @@ def start(workdir, *arguments):
     )
 
 
-def metrics(workdir):
-    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in r.items() if k not in ("examples_per_second", "stall")} for r in rows]
-
-
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("whole")
@@ -36,30 +30,19 @@ def whole(tmp_path_factory):
     return workdir, json.loads(done.stdout.splitlines()[-1])["digest"]
 
 
-def survives(whole, workdir, kills):
-    reference, digest = whole
-    for stage, step in kills:
-        killed = start(workdir, f"{stage}:{step}", str(int(signal.SIGKILL)))
-        assert killed.returncode == -signal.SIGKILL
-    done = start(workdir)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout.splitlines()[-1])["digest"] == digest
-    assert metrics(workdir) == metrics(reference)
-    assert (workdir / "computed").read_text() == "once\n"
-
-
-def test_kills_in_every_stage_leave_no_trace(whole, tmp_path):
-    rng = random.Random(0)
-    survives(whole, tmp_path, [(stage, rng.randint(1, 59)) for stage in STAGES])
+def test_kills_at_random_moments_leave_no_trace(tmp_path):
+    tally = torture(tmp_path, kills=5, seed=0)
+    assert sum(tally.kills.values()) == 5
+    assert tally.equal == tally.runs > 0, tally
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(12))
-def test_many_kills_leave_no_trace(whole, tmp_path, seed):
-    rng = random.Random(seed)
-    # The later one second: a run goes on behind the first and never comes by there again.
-    kills = [(stage, step) for stage in STAGES for step in sorted(rng.sample(range(1, 60), 2))]
-    survives(whole, tmp_path, kills)
+def test_a_hundred_kills_at_random_moments_leave_no_trace(tmp_path, capsys):
+    tally = torture(tmp_path, kills=100, seed=1)
+    with capsys.disabled():
+        print(tally)
+    assert sum(tally.kills.values()) == 100
+    assert tally.equal == tally.runs > 0, tally
 
 
 @pytest.mark.parametrize(

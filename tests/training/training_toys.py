@@ -1,5 +1,7 @@
 """Toy networks, streams and programs of the engine's tests: small enough to compile in a blink."""
 
+import copy
+
 import jax
 import numpy as np
 import optax
@@ -31,13 +33,18 @@ class TableStream:
 
     def __init__(self, table, batch_size, seed=0, index=None, assemble=rows):
         self.table, self.batch_size, self.assemble = table, batch_size, assemble
-        self._seed = seed
+        self._seed, self._attempt = seed, []
         self._index = np.arange(len(table["x"])) if index is None else np.asarray(index)
+
+    def reordered(self, attempt):
+        other = copy.copy(self)
+        other._attempt = [attempt]
+        return other
 
     def items(self, start=0, state=None):
         step = start
         while True:
-            rng = np.random.default_rng([self._seed, step])
+            rng = np.random.default_rng([self._seed, step, *self._attempt])
             row = rng.choice(self._index, self.batch_size).astype(np.int32)
             yield {"row": row}
             step += 1
@@ -193,3 +200,9 @@ def train(program, variables, steps=20, data=None, settings=None, metrics=None, 
         return (yield Stage("toy", program, variables, data, steps, **stage))
 
     return run(recipe(), settings=settings or Settings(), metrics=metrics)
+
+
+def unclocked(row):
+    """A row of metrics without what a clock has measured."""
+    clocked = ("examples_per_second", "stall")
+    return {k: x for k, x in row.items() if k not in clocked and not k.startswith("time/")}
