@@ -22,7 +22,7 @@ QWIX = importlib.util.find_spec("qwix") is not None
 def narrow(task, precision, weights=None):
     nets = {role: in_precision(net, precision) for role, net in task.networks.items()}
     nets["teacher"] = quantizable(nets["teacher"])
-    given = {"teacher": nets["teacher"].init(jax.random.key(5), task.example)}
+    given = {"teacher": task.variables("teacher")}
     training = {**task.training, "student": STUDENT} if precision == "float16" else task.training
     return dataclasses.replace(
         task, networks=nets, given=given, training=training, teacher_weights=weights or precision
