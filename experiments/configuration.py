@@ -184,7 +184,7 @@ def scaled(found: Training, fields: Mapping[str, Any]) -> Training:
 def teacher_weights(config: ml_collections.ConfigDict) -> str:
     """What the teacher's matrices are kept in: its `quantize`, or else its `precision`."""
     kind = config.teacher.quantize or config.teacher.precision
-    if config.teacher.quantize and config.sharding.get("teacher"):
+    if config.teacher.quantize and config.sharding.get("teacher", "replicated") != "replicated":
         raise ConfigError(
             f"config.teacher.quantize={kind!r} cannot be used with partition rules of the teacher: "
             "a kernel's scales have another shape than the kernel"
@@ -232,6 +232,28 @@ def dataset(fields: Mapping[str, Any]) -> data.Dataset:
     return found
 
 
+def actor(
+    config: ml_collections.ConfigDict,
+    role: str,
+    size: int,
+    known: Sequence[str] = ROLE,
+    **of_data: Any,
+) -> tuple[networks.Network, Training]:
+    """The network of a role, for `size` classes, and how it is trained."""
+    fields = plain(config[role])
+    only(f"config.{role}", fields, known)
+    options = {**fields["network"], **computation(role, fields)}
+    name = options.pop("name")
+    try:
+        network = networks.build(name, size, **options, **of_data)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"config.{role}.network: {error}") from error
+    network = networks.in_precision(network, fields["precision"])
+    if fields.get("quantize"):
+        network = quantizable(network)
+    return network, scaled(training(f"config.{role}.training", fields["training"]), fields)
+
+
 def task(
     config: ml_collections.ConfigDict,
     found: data.Dataset | None = None,
@@ -247,18 +269,8 @@ def task(
     found = found or dataset(config.data)
     nets, trainings, reads = {}, {}, {}
     for role in ("teacher", "student"):
-        fields = plain(config[role])
-        only(f"config.{role}", fields, ROLE)
-        reads[role] = fields["input"]
-        options = {**fields["network"], **computation(role, fields)}
-        name = options.pop("name")
-        try:
-            network = networks.build(name, num_classes=found.num_classes, **options, **of_data)
-        except (ValueError, TypeError) as error:
-            raise ConfigError(f"config.{role}.network: {error}") from error
-        network = networks.in_precision(network, fields["precision"])
-        nets[role] = quantizable(network) if fields.get("quantize") else network
-        trainings[role] = scaled(training(f"config.{role}.training", fields["training"]), fields)
+        nets[role], trainings[role] = actor(config, role, found.num_classes, **of_data)
+        reads[role] = config[role].input
     made = Task(
         found,
         nets,

@@ -127,7 +127,7 @@ class RetrievalTask(Task):
     def taught(self, teacher: PyTree) -> Generator:
         """`(roles, fields)`: the teacher as a frozen role, or its embeddings as fields."""
         if not self.cache_teacher:
-            return {"teacher": teacher}, {}
+            return {"teacher": self.kept("teacher", teacher)}, {}
 
         def compute(rng):
             found = self.embeddings("teacher", teacher, "train")
@@ -144,7 +144,7 @@ class RetrievalTask(Task):
         """What a role makes of every image and every text of a split, in evaluation mode."""
         stream = self.sequential(split)
         forward = _embed(self.networks[role], stream.assemble)
-        variables, images, texts, scale = gather(variables), [], [], None
+        variables, images, texts, scale = gather(self.kept(role, variables)), [], [], None
         for item in stream.items(whole=True):
             image, text, scale, where = forward(variables, stream.table, item)
             images.append(np.asarray(image)[np.asarray(where)])
