@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import pathlib
 
-import jax
 import ml_collections
 import numpy as np
 
 from experiments import configuration as base
 from kdjax import data, networks
 from kdjax.methods.retrieval_task import RetrievalTask
-from kdjax.training import load_variables
+from kdjax.networks.quantization import quantizable
 
 DATA = ("name", "options", "captions", "train_examples", "mean", "std")
-ROLE = ("network", "training", "checkpoint", "cached")
+ROLE = tuple(name for name in base.ROLE if name != "input")
 
 
 def defaults() -> ml_collections.ConfigDict:
@@ -78,12 +76,15 @@ def task(
     for role in ("teacher", "student"):
         fields = base.plain(config[role])
         base.only(f"config.{role}", fields, ROLE)
-        options = dict(fields["network"])
+        options = {**fields["network"], **base.computation(role, fields)}
         try:
-            nets[role] = networks.build(options.pop("name"), found.tokenizer.vocabulary, **options)
+            network = networks.build(options.pop("name"), found.tokenizer.vocabulary, **options)
         except (ValueError, TypeError) as error:
             raise base.ConfigError(f"config.{role}.network: {error}") from error
-        trainings[role] = base.training(f"config.{role}.training", fields["training"])
+        network = networks.in_precision(network, fields["precision"])
+        nets[role] = quantizable(network) if fields.get("quantize") else network
+        given = base.training(f"config.{role}.training", fields["training"])
+        trainings[role] = base.scaled(given, fields)
     made = RetrievalTask(
         found,
         nets,
@@ -93,8 +94,8 @@ def task(
         mean=tuple(config.data.mean) or None,
         std=tuple(config.data.std) or None,
         cache_teacher=config.teacher.cached,
+        teacher_weights=base.teacher_weights(config),
     )
     if not config.teacher.checkpoint:
         return made
-    shapes = jax.eval_shape(lambda: made.variables("teacher"))
-    return made.with_teacher(load_variables(pathlib.Path(config.teacher.checkpoint), shapes))
+    return made.with_teacher(base.restored(config, made))
