@@ -90,6 +90,14 @@ class RetrievalTask(Task):
     score: ClassVar[str] = "recall_at_1"
     shown: ClassVar[tuple[str, ...]] = ("recall_at_1", "recall_at_5", "median_rank", "agreement")
 
+    def __post_init__(self):
+        super().__post_init__()
+        if self.cache_teacher and self.training["student"].augment:
+            raise ValueError(
+                "cache_teacher keeps one embedding an image, but the student's views are "
+                "augmented: take the augmentation away, or the cache"
+            )
+
     def check_outputs(self) -> None:
         """Refuses networks that are no dual encoders."""
         for role in self.networks:
