@@ -130,7 +130,8 @@ class Task:
                 inputs(self.dataset.splits["train"].fields, self.reads(role))
             except ValueError as error:
                 raise ValueError(f"{self.dataset.name!r}, {role}: {error}") from error
-            mixed = any(a.name == "mixup" for a in self.training.get(role, Training()).augment)
+            views = augmentations(self.training.get(role, Training()).augment)
+            mixed = any(augmentation.name == "mixup" for augmentation in views)
             if mixed and self.reads(role) not in ("image", ("image",)):
                 raise ValueError(
                     f"mixup mixes images alone, but the {role} reads {self.reads(role)}: its other "
