@@ -364,6 +364,13 @@ from kdjax.losses.teacher_free import (
     virtual_teacher_kd,
 )
 from kdjax.losses.temperature import gradient_reversal, learned_temperature, reversal_schedule
+from kdjax.losses.token_graph import (
+    inner_context_loss,
+    token_knn_adjacency,
+    token_local_loss,
+    token_neighbors,
+    tokenize_feature_map,
+)
 from kdjax.losses.tokens import (
     completion_mask,
     engine,
@@ -540,6 +547,7 @@ __all__ = [
     "importance_loss",
     "in_batch_scores",
     "info_nce",
+    "inner_context_loss",
     "interpolated_teacher_logits",
     "intra_class_feature_variation",
     "ipo",
@@ -702,8 +710,12 @@ __all__ = [
     "tinybert_attention_layers",
     "tinybert_hidden",
     "tinybert_hidden_layers",
+    "token_knn_adjacency",
+    "token_local_loss",
     "token_mean",
+    "token_neighbors",
     "token_total",
+    "tokenize_feature_map",
     "topk_student_support",
     "topk_teacher_support",
     "total_variation",
