@@ -85,7 +85,14 @@ def defaults() -> ml_collections.ConfigDict:
     """What every config starts from; a config file changes values, and adds none at this level."""
     config = ml_collections.ConfigDict()
     config.seed = 0
-    config.data = dict(name="mnist5k", train_examples=0, train_imbalance=0.0, mean=(), std=())
+    config.data = dict(
+        name="mnist5k",
+        train_examples=0,
+        train_imbalance=0.0,
+        balanced_teacher=False,
+        mean=(),
+        std=(),
+    )
     for role in ("teacher", "student"):
         config[role] = dict(
             network=dict(name="mlp"),
@@ -207,20 +214,26 @@ def dataset(fields: Mapping[str, Any]) -> data.Dataset:
     """The data set of a config's `data`, with its training split cut to `train_examples`.
 
     `train_imbalance` above zero makes it long-tailed first, the first class that many times as
-    large as the last.
+    large as the last; with `balanced_teacher` what it was is kept as the split `balanced`.
     """
     fields = dict(plain(fields))
     for name in ("mean", "std"):
         fields.pop(name, None)
     examples = fields.pop("train_examples", 0)
     imbalance = fields.pop("train_imbalance", 0)
+    balanced = fields.pop("balanced_teacher", False)
+    if balanced and not imbalance:
+        raise ConfigError("config.data.balanced_teacher is for a train_imbalance above zero")
     found = data.load(fields.pop("name"), **fields)
     if imbalance:
         try:
             train = found.splits["train"].long_tailed(imbalance, seed=0)
         except ValueError as error:
             raise ConfigError(f"config.data.train_imbalance: {error}") from error
-        found = dataclasses.replace(found, splits={**found.splits, "train": train})
+        splits = {**found.splits, "train": train}
+        if balanced:
+            splits["balanced"] = found.splits["train"]
+        found = dataclasses.replace(found, splits=splits)
     if examples:
         train = found.splits["train"]
         if not 0 < examples <= len(train):
@@ -282,6 +295,7 @@ def task(
         cache_teacher=config.teacher.cached,
         input=reads,
         teacher_weights=teacher_weights(config),
+        learns_from={"teacher": "balanced"} if config.data.get("balanced_teacher") else {},
     )
     if not config.teacher.checkpoint:
         return made

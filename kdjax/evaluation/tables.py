@@ -35,6 +35,7 @@ COLUMNS = {
     column.metric: column
     for column in (
         Column("accuracy", "accuracy (%)", 100, 2),
+        Column("few_shot_accuracy", "accuracy on classes of < 20 examples (%)", 100, 2),
         Column("agreement", "agreement with teacher (%)", 100, 2),
         Column("ece", "calibration error (%)", 100, 2),
         Column("adaptive_ece", "calibration error, equal mass (%)", 100, 2),

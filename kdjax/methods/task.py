@@ -77,6 +77,8 @@ class Task:
       seed: initial variables and the order of the batches.
       input: the field of a batch that the networks read; several, for networks of as many
         arguments; or a mapping from roles to these, where roles see different modalities.
+      learns_from: role -> the split it is trained on, where that is not `train`: such as a teacher
+        that has seen all classes equally often beside a student that has not.
       validate_every: steps between two looks at the validation split.
       given: role -> trained variables; a role that is here is not trained.
       mean, std: what images are normalised with; None: they stay in [0, 1].
@@ -101,6 +103,7 @@ class Task:
     teacher_weights: str = "float32"
     taught_by: PyTree = None
     lessons: Split | None = None
+    learns_from: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     # What methods know a task of this kind by; the method that trains one network alone; the
     # metric that validation selects by; which scores are shown, the most important one first.
@@ -111,10 +114,16 @@ class Task:
 
     def __post_init__(self):
         for role, training in self.training.items():
-            size = len(self.dataset.splits["train"])
+            split = self.learns_from.get(role, "train")
+            if split not in self.dataset.splits:
+                raise ValueError(
+                    f"the {role} learns from the split {split!r}, but {self.dataset.name!r} has "
+                    f"{sorted(self.dataset.splits)}"
+                )
+            size = len(self.dataset.splits[split])
             if training.batch_size > size:
                 raise ValueError(
-                    f"batch_size={training.batch_size} of the {role} is larger than the train "
+                    f"batch_size={training.batch_size} of the {role} is larger than the {split} "
                     f"split of {self.dataset.name!r}, which has {size} examples"
                 )
         check_kept(self.teacher_weights)
@@ -195,7 +204,7 @@ class Task:
     def stream(
         self,
         role: str,
-        split: str = "train",
+        split: str = "",
         name: str = "",
         fields: Mapping[str, np.ndarray] | Split = NOTHING,
     ):
@@ -203,11 +212,11 @@ class Task:
 
         Args:
           role: whose batch size and augmentation.
-          split: which part of the data set.
+          split: which part of the data set; empty: the one that the role learns from.
           name: tells apart several streams of one role.
           fields: further fields of the split, one row an example; or a split that has them.
         """
-        records = self.dataset.splits[split]
+        records = self.dataset.splits[split or self.learns_from.get(role, "train")]
         if isinstance(fields, Split):
             records = fields
         elif fields:
@@ -375,8 +384,20 @@ class Task:
 
     def scores(self, role: str, variables: PyTree, reference: np.ndarray | None) -> dict:
         """Metric -> number on the test split, compared with the teacher's unless that is None."""
-        labels = self.dataset.splits["test"].arrays()["label"]
-        return evaluation.scores(self.predict(role, variables), labels, reference)
+        labels, logits = self.dataset.splits["test"].labels(), self.predict(role, variables)
+        found = evaluation.scores(logits, labels, reference)
+        few = self.few_shot_classes()[labels]
+        if few.any() and not few.all():
+            found["few_shot_accuracy"] = evaluation.accuracy(logits, labels, few)
+        return found
+
+    def few_shot_classes(self) -> np.ndarray:
+        """Which classes have fewer than 20 training examples, bool `[C]`.
+
+        Their accuracy is what long-tailed data are judged by: Liu et al. 2019, arXiv:1904.05160.
+        """
+        labels = self.dataset.splits["train"].labels()
+        return np.bincount(labels, minlength=self.dataset.num_classes) < 20
 
     def with_teacher(self, variables: PyTree) -> Task:
         """This task with a teacher that is already trained."""

@@ -120,10 +120,17 @@ def test_a_long_tail_and_what_a_role_reads_reach_the_task(config):
     assert (counts[0], counts[9]) == (125, 12)
     assert len(task.dataset.splits["test"]) == 360
     assert task.reads("student") == task.reads("teacher") == ("image",)
+    config.data.balanced_teacher = True
+    task = configuration.task(config)
+    sizes = [len(task.stream(role).table["label"]) for role in ("teacher", "student")]
+    assert sizes == [1257, counts.sum()]
     config.data.train_imbalance = 0.5
     with pytest.raises(ConfigError, match=r"config\.data\.train_imbalance: imbalance must be at"):
         configuration.task(config)
     config.data.train_imbalance, config.teacher.input = 0.0, ("audio",)
+    with pytest.raises(ConfigError, match="balanced_teacher is for a train_imbalance above zero"):
+        configuration.task(config)
+    config.data.balanced_teacher = False
     with pytest.raises(ValueError, match="teacher: a network reads the field 'audio'"):
         configuration.task(config)
 
