@@ -3,7 +3,7 @@
     python -m experiments.compare --config=configs/animal_shapes/compare_trg.py \
         --workdir=runs/compare-animals-trg
 
-The training set falls from 743 silhouettes of the first class to 14 of the last one; the teacher
+The training set falls from 696 silhouettes of the first class to 14 of the last one; the teacher
 has seen all of them. ResNet-14 teaches ResNet-8, whose last maps of 7 x 7 are 49 tokens.
 """
 
