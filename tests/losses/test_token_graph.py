@@ -41,6 +41,11 @@ def test_column_j_has_the_neighbours_of_j():
 def test_the_default_sigma_is_the_mean_squared_length_of_the_edges():
     adjacency = losses.token_knn_adjacency(LINE, k=1)  # squared lengths 1, 1, 4
     np.testing.assert_allclose(adjacency, losses.token_knn_adjacency(LINE, k=1, sigma=2.0))
+    of_default, of_constant = (
+        jax.grad(lambda x, sigma=sigma: losses.token_knn_adjacency(x, k=1, sigma=sigma).sum())(LINE)
+        for sigma in (None, 2.0)
+    )
+    np.testing.assert_allclose(of_default, of_constant, rtol=1e-5)
 
 
 def test_all_others_as_neighbours_give_the_full_kernel_with_a_zero_diagonal():
