@@ -135,10 +135,12 @@ def token_knn_adjacency(
       neighbours are ours: the paper does not say.
 
     >>> import jax.numpy as jnp
-    >>> print(jnp.round(token_knn_adjacency(jnp.array([[0.0], [1.0], [3.0]]), k=1, sigma=1.0), 4))
-    [[0.     0.6065 0.    ]
-     [0.6065 0.     0.1353]
-     [0.     0.     0.    ]]
+    >>> adjacency = token_knn_adjacency(jnp.array([[0.0], [1.0], [3.0]]), k=1, sigma=1.0)
+    >>> for row in adjacency.tolist():
+    ...     print(*(f"{weight:.4f}" for weight in row))
+    0.0000 0.6065 0.0000
+    0.6065 0.0000 0.1353
+    0.0000 0.0000 0.0000
     """
     if sigma is not None:
         checks.positive(sigma=sigma)

@@ -61,7 +61,6 @@ EXAMPLES = {
         {"local_temperature": 0.5},
         differentiated=("student_adjacency",),
         extreme=SQUARE,
-        batched=(*SQUARE, "where"),
         masked={"student_adjacency": 1, "teacher_adjacency": (..., 1)},
         refused=(
             Refused({"teacher_adjacency": np.ones((4, 4))}, "tokens = 5 as in student_adjacency"),
