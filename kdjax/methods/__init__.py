@@ -23,6 +23,8 @@ NAMES = (
     "opsd",
     "ddk",
     "contrastive",
+    "trajectory_regression",
+    "boot",
 )
 
 
