@@ -29,6 +29,12 @@ The functions of other libraries, call for call, are in `kdjax.losses.compat`.
 """
 
 from kdjax.losses.binary import binary_kl, binary_kl_norm
+from kdjax.losses.bootstrapping import (
+    boot_target_euler,
+    boot_target_exact,
+    boot_target_heun,
+    boot_weight,
+)
 from kdjax.losses.centers import (
     Centres,
     binary_focal,
@@ -123,6 +129,7 @@ from kdjax.losses.diffusion import (
 )
 from kdjax.losses.diffusion_steps import (
     ddim_inverse,
+    ddim_sample,
     ddim_step,
     euler_step,
     guided,
@@ -447,6 +454,10 @@ __all__ = [
     "binary_kl",
     "binary_kl_norm",
     "bn_statistics",
+    "boot_target_euler",
+    "boot_target_exact",
+    "boot_target_heun",
+    "boot_weight",
     "category_similarity_kd",
     "cc_adjacent",
     "cc_taylor",
@@ -485,6 +496,7 @@ __all__ = [
     "cross_image_relation_kd",
     "cwtm_weights",
     "ddim_inverse",
+    "ddim_sample",
     "ddim_step",
     "decode_centres",
     "discounted_returns",

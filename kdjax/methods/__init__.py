@@ -24,6 +24,8 @@ NAMES = (
     "opsd",
     "ddk",
     "contrastive",
+    "trajectory_regression",
+    "boot",
 )
 
 

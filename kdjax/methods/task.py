@@ -105,14 +105,25 @@ class Task:
     lessons: Split | None = None
     learns_from: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
-    # What methods know a task of this kind by; the method that trains one network alone; the
-    # metric that validation selects by; which scores are shown, the most important one first.
+    # What methods know a task of this kind by; the method that trains one network alone, and what
+    # its student is called; the metric that validation selects by; which scores are shown, the
+    # most important one first.
     kind: ClassVar[str] = "classification"
     baseline: ClassVar[str] = "supervised"
+    alone: ClassVar[str] = "student alone"
     score: ClassVar[str] = "accuracy"
     shown: ClassVar[tuple[str, ...]] = ("accuracy", "agreement", "ece")
 
     def __post_init__(self):
+        self.check_batch_sizes()
+        check_kept(self.teacher_weights)
+        if self.validate_every < 1:
+            raise ValueError(f"validate_every must be at least 1, got {self.validate_every}")
+        self.check_inputs()
+        self.check_outputs()
+
+    def check_batch_sizes(self) -> None:
+        """Refuses batches that are larger than the training split."""
         for role, training in self.training.items():
             split = self.learns_from.get(role, "train")
             if split not in self.dataset.splits:
@@ -126,11 +137,6 @@ class Task:
                     f"batch_size={training.batch_size} of the {role} is larger than the {split} "
                     f"split of {self.dataset.name!r}, which has {size} examples"
                 )
-        check_kept(self.teacher_weights)
-        if self.validate_every < 1:
-            raise ValueError(f"validate_every must be at least 1, got {self.validate_every}")
-        self.check_inputs()
-        self.check_outputs()
 
     def check_inputs(self) -> None:
         """Refuses roles that read what the data set does not hold, and views of half an example."""
