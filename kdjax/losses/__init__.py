@@ -157,6 +157,14 @@ from kdjax.losses.features import (
     srrl,
     vid,
 )
+from kdjax.losses.fusion_ratios import (
+    ada_ratio,
+    annealed_ratio,
+    class_mean_predictions,
+    fused_kd,
+    trilateral_features,
+    wls_ratio,
+)
 from kdjax.losses.gradients import gradient_align
 from kdjax.losses.interpolation import TaidState, interpolated_teacher_logits, taid, taid_update
 from kdjax.losses.layers import (
@@ -420,6 +428,7 @@ __all__ = [
     "Transport",
     "activation_boundary",
     "activation_loss",
+    "ada_ratio",
     "adaptive_average_pool",
     "add_noise",
     "adversarial_critic",
@@ -429,6 +438,7 @@ __all__ = [
     "align_spans",
     "all_modality_subsets",
     "alpha_beta_divergence",
+    "annealed_ratio",
     "apply_modality_mask",
     "approx_ndcg",
     "attention_transfer",
@@ -450,6 +460,7 @@ __all__ = [
     "clamped_jsd",
     "class_balance",
     "class_correlation",
+    "class_mean_predictions",
     "clean_from_flow",
     "clean_from_noise",
     "clean_from_velocity",
@@ -514,6 +525,7 @@ __all__ = [
     "forward_kl",
     "fsp",
     "fsp_matrix",
+    "fused_kd",
     "gather_at_centres",
     "gathered_log_softmax",
     "gaussian_radius",
@@ -709,6 +721,7 @@ __all__ = [
     "total_variation",
     "trajectory_matching",
     "transformed_teacher_matching",
+    "trilateral_features",
     "uld",
     "unrolled_sgd",
     "unrolled_sgd_in_constant_memory",
@@ -724,6 +737,7 @@ __all__ = [
     "wgan_generator",
     "wgan_gradient_penalty",
     "whiten",
+    "wls_ratio",
     "wsld",
     "zen",
 ]
