@@ -22,6 +22,7 @@ NAMES = (
     "minillm",
     "opsd",
     "ddk",
+    "tgeo_kd",
     "contrastive",
 )
 
