@@ -164,6 +164,14 @@ from kdjax.losses.features import (
     srrl,
     vid,
 )
+from kdjax.losses.fusion_ratios import (
+    ada_ratio,
+    annealed_ratio,
+    class_mean_predictions,
+    fused_kd,
+    trilateral_features,
+    wls_ratio,
+)
 from kdjax.losses.gradients import gradient_align
 from kdjax.losses.interpolation import TaidState, interpolated_teacher_logits, taid, taid_update
 from kdjax.losses.layers import (
@@ -434,6 +442,7 @@ __all__ = [
     "Transport",
     "activation_boundary",
     "activation_loss",
+    "ada_ratio",
     "adaptive_average_pool",
     "add_noise",
     "adversarial_critic",
@@ -443,6 +452,7 @@ __all__ = [
     "align_spans",
     "all_modality_subsets",
     "alpha_beta_divergence",
+    "annealed_ratio",
     "apply_modality_mask",
     "approx_ndcg",
     "attention_transfer",
@@ -468,6 +478,7 @@ __all__ = [
     "clamped_jsd",
     "class_balance",
     "class_correlation",
+    "class_mean_predictions",
     "clean_from_flow",
     "clean_from_noise",
     "clean_from_velocity",
@@ -533,6 +544,7 @@ __all__ = [
     "forward_kl",
     "fsp",
     "fsp_matrix",
+    "fused_kd",
     "gather_at_centres",
     "gathered_log_softmax",
     "gaussian_radius",
@@ -733,6 +745,7 @@ __all__ = [
     "total_variation",
     "trajectory_matching",
     "transformed_teacher_matching",
+    "trilateral_features",
     "uld",
     "unrolled_sgd",
     "unrolled_sgd_in_constant_memory",
@@ -748,6 +761,7 @@ __all__ = [
     "wgan_generator",
     "wgan_gradient_penalty",
     "whiten",
+    "wls_ratio",
     "wsld",
     "zen",
 ]

@@ -23,6 +23,7 @@ NAMES = (
     "minillm",
     "opsd",
     "ddk",
+    "tgeo_kd",
     "contrastive",
     "trajectory_regression",
     "boot",
