@@ -18,7 +18,8 @@ from collections.abc import Sequence
 ROOT = pathlib.Path(__file__).parents[1]
 REGISTRY = "kdjax/methods/__init__.py"
 LONGEST = 30
-RESERVED = ("task", "custom", "rollouts", "prompted", "language_task")  # modules, but no methods
+# Modules, but no methods.
+RESERVED = ("task", "custom", "rollouts", "prompted", "language_task", "generation_task")
 
 METHOD = '''"""$title: one line that says what the student learns, in place of this one.
 

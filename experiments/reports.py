@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from kdjax import evaluation
+from kdjax.methods.generation_task import GenerationTask
 from kdjax.methods.language_task import LanguageTask
 from kdjax.methods.retrieval_task import RetrievalTask
 from kdjax.methods.task import Task
@@ -34,6 +35,8 @@ def write(
         return _language(task, models, roles, path, first, facts)
     if isinstance(task, RetrievalTask):
         return _retrieval(task, models, roles, path, first, facts)
+    if isinstance(task, GenerationTask):
+        return _generation(task, models, roles, path, first, facts)
     predictions = {name: task.predict(roles[name], x) for name, x in models.items()}
     if not first:
         return ""
@@ -99,3 +102,18 @@ def _retrieval(task: RetrievalTask, models, roles, path, first, facts) -> str:
     )
     evaluation.write_retrieval_report(path, report)
     return evaluation.retrieval_table(report)
+
+
+def _generation(task: GenerationTask, models, roles, path, first, facts) -> str:
+    reference = task.reference(models["teacher"])
+    scores = {name: task.scores(roles[name], x, reference) for name, x in models.items()}
+    if not first:
+        return ""
+    report = evaluation.GenerationReport(
+        models=scores,
+        noises=len(reference.ends),
+        steps=task.reference_steps,
+        **facts,
+    )
+    evaluation.write_generation_report(path, report)
+    return evaluation.generation_table(report)

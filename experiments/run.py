@@ -87,7 +87,7 @@ def _run(task, module, method_config, settings, config, workdir, display, began)
         display.say(
             "--profile_steps: no step was traced; the stages are finished or called otherwise"
         )
-    models = {"teacher": teacher, "student alone": alone.last}
+    models = {"teacher": teacher, task.alone: alone.last}
     if module is not methods.get(task.baseline):
         models["distilled student"] = distilled.last
     for name, variables in models.items():

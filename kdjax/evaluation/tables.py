@@ -55,6 +55,9 @@ COLUMNS = {
         Column("cross_entropy", "cross-entropy (nats)"),
         Column("entropy", "entropy (nats)"),
         Column("reverse_kl", "KL from teacher (nats)"),
+        Column("trajectory_error", "squared distance from the trajectory's end", 1, 4),
+        Column("error_over_ddim_4", "over that of DDIM in 4 steps"),
+        *(Column(f"ddim_{n}_error", f"DDIM in {n} steps", 1, 4) for n in (1, 2, 4, 8)),
     )
 }
 

@@ -29,6 +29,12 @@ The functions of other libraries, call for call, are in `kdjax.losses.compat`.
 """
 
 from kdjax.losses.binary import binary_kl, binary_kl_norm
+from kdjax.losses.bootstrapping import (
+    boot_target_euler,
+    boot_target_exact,
+    boot_target_heun,
+    boot_weight,
+)
 from kdjax.losses.centers import (
     Centres,
     binary_focal,
@@ -123,6 +129,7 @@ from kdjax.losses.diffusion import (
 )
 from kdjax.losses.diffusion_steps import (
     ddim_inverse,
+    ddim_sample,
     ddim_step,
     euler_step,
     guided,
@@ -156,6 +163,14 @@ from kdjax.losses.features import (
     simkd,
     srrl,
     vid,
+)
+from kdjax.losses.fusion_ratios import (
+    ada_ratio,
+    annealed_ratio,
+    class_mean_predictions,
+    fused_kd,
+    trilateral_features,
+    wls_ratio,
 )
 from kdjax.losses.gradients import gradient_align
 from kdjax.losses.interpolation import TaidState, interpolated_teacher_logits, taid, taid_update
@@ -427,6 +442,7 @@ __all__ = [
     "Transport",
     "activation_boundary",
     "activation_loss",
+    "ada_ratio",
     "adaptive_average_pool",
     "add_noise",
     "adversarial_critic",
@@ -436,6 +452,7 @@ __all__ = [
     "align_spans",
     "all_modality_subsets",
     "alpha_beta_divergence",
+    "annealed_ratio",
     "apply_modality_mask",
     "approx_ndcg",
     "attention_transfer",
@@ -447,6 +464,10 @@ __all__ = [
     "binary_kl",
     "binary_kl_norm",
     "bn_statistics",
+    "boot_target_euler",
+    "boot_target_exact",
+    "boot_target_heun",
+    "boot_weight",
     "category_similarity_kd",
     "cc_adjacent",
     "cc_taylor",
@@ -457,6 +478,7 @@ __all__ = [
     "clamped_jsd",
     "class_balance",
     "class_correlation",
+    "class_mean_predictions",
     "clean_from_flow",
     "clean_from_noise",
     "clean_from_velocity",
@@ -485,6 +507,7 @@ __all__ = [
     "cross_image_relation_kd",
     "cwtm_weights",
     "ddim_inverse",
+    "ddim_sample",
     "ddim_step",
     "decode_centres",
     "discounted_returns",
@@ -521,6 +544,7 @@ __all__ = [
     "forward_kl",
     "fsp",
     "fsp_matrix",
+    "fused_kd",
     "gather_at_centres",
     "gathered_log_softmax",
     "gaussian_radius",
@@ -721,6 +745,7 @@ __all__ = [
     "total_variation",
     "trajectory_matching",
     "transformed_teacher_matching",
+    "trilateral_features",
     "uld",
     "unrolled_sgd",
     "unrolled_sgd_in_constant_memory",
@@ -736,6 +761,7 @@ __all__ = [
     "wgan_generator",
     "wgan_gradient_penalty",
     "whiten",
+    "wls_ratio",
     "wsld",
     "zen",
 ]

@@ -23,7 +23,10 @@ NAMES = (
     "minillm",
     "opsd",
     "ddk",
+    "tgeo_kd",
     "contrastive",
+    "trajectory_regression",
+    "boot",
 )
 
 

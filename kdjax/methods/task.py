@@ -105,14 +105,25 @@ class Task:
     lessons: Split | None = None
     learns_from: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
-    # What methods know a task of this kind by; the method that trains one network alone; the
-    # metric that validation selects by; which scores are shown, the most important one first.
+    # What methods know a task of this kind by; the method that trains one network alone, and what
+    # its student is called; the metric that validation selects by; which scores are shown, the
+    # most important one first.
     kind: ClassVar[str] = "classification"
     baseline: ClassVar[str] = "supervised"
+    alone: ClassVar[str] = "student alone"
     score: ClassVar[str] = "accuracy"
     shown: ClassVar[tuple[str, ...]] = ("accuracy", "agreement", "ece")
 
     def __post_init__(self):
+        self.check_batch_sizes()
+        check_kept(self.teacher_weights)
+        if self.validate_every < 1:
+            raise ValueError(f"validate_every must be at least 1, got {self.validate_every}")
+        self.check_inputs()
+        self.check_outputs()
+
+    def check_batch_sizes(self) -> None:
+        """Refuses batches that are larger than the training split."""
         for role, training in self.training.items():
             split = self.learns_from.get(role, "train")
             if split not in self.dataset.splits:
@@ -126,11 +137,6 @@ class Task:
                     f"batch_size={training.batch_size} of the {role} is larger than the {split} "
                     f"split of {self.dataset.name!r}, which has {size} examples"
                 )
-        check_kept(self.teacher_weights)
-        if self.validate_every < 1:
-            raise ValueError(f"validate_every must be at least 1, got {self.validate_every}")
-        self.check_inputs()
-        self.check_outputs()
 
     def check_inputs(self) -> None:
         """Refuses roles that read what the data set does not hold, and views of half an example."""
@@ -207,6 +213,7 @@ class Task:
         split: str = "",
         name: str = "",
         fields: Mapping[str, np.ndarray] | Split = NOTHING,
+        augmented: bool = True,
     ):
         """The batches a role trains on: the same order for every method of a seed.
 
@@ -215,6 +222,7 @@ class Task:
           split: which part of the data set; empty: the one that the role learns from.
           name: tells apart several streams of one role.
           fields: further fields of the split, one row an example; or a split that has them.
+          augmented: False: the examples as they are, for what is not trained on them.
         """
         records = self.dataset.splits[split or self.learns_from.get(role, "train")]
         if isinstance(fields, Split):
@@ -224,7 +232,8 @@ class Task:
         training = self.training[role]
         number = zlib.crc32(f"stream {name} of {role}".encode())
         seed = int(np.random.SeedSequence([self.seed, number]).generate_state(1)[0] >> 1)
-        return _resident(records, training.batch_size, seed, training.augment, self.mean, self.std)
+        views = training.augment if augmented else ()
+        return _resident(records, training.batch_size, seed, views, self.mean, self.std)
 
     def sequential(self, split: str):
         """Every example of a split once, as it is; one stream a split."""
@@ -247,6 +256,7 @@ class Task:
         streams: Mapping[str, Any] | None = None,
         examples: int | None = None,
         values: Mapping[str, float] = NOTHING,
+        beside: Mapping[str, Any] = NOTHING,
     ) -> Generator:
         """The stage `distill`: a fresh student, taught by `teacher` on the stream `train`.
 
@@ -259,10 +269,11 @@ class Task:
           streams: what it reads; None: the stream `train` of the student.
           examples: how many of them a step trains on, where that is not all.
           values: of the fields that the program reads as traced ones.
+          beside: further streams, where `streams` is None.
         """
         if streams is None:
             taught, train = yield from self.taught_stream(teacher)
-            streams = {"train": train}
+            streams = {"train": train, **beside}
         else:
             taught, _ = yield from self.taught(teacher)
         return (

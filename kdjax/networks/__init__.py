@@ -1,6 +1,7 @@
 """Networks: two pure functions, whatever they were written in, and taps into their values."""
 
 from kdjax.networks.adapters import as_network
+from kdjax.networks.denoisers import DenoisingMLP, gaussian_mixture
 from kdjax.networks.dual_encoder import DualEncoder, TextEncoder
 from kdjax.networks.functions import from_function
 from kdjax.networks.fusion import Fusion
@@ -50,6 +51,7 @@ __all__ = [
     "ConvRegressor",
     "Decoder",
     "DecoderConfig",
+    "DenoisingMLP",
     "DualEncoder",
     "FactorEncoder",
     "Fusion",
@@ -79,6 +81,7 @@ __all__ = [
     "from_function",
     "from_linen",
     "from_nnx",
+    "gaussian_mixture",
     "in_precision",
     "inherit_weights",
     "logits_of",

@@ -75,7 +75,7 @@ def test_every_config_file_builds_its_task_and_methods(name, monkeypatch, tmp_pa
     task = tasks.task(ml_collections.ConfigDict(held), found)
     assert isinstance(task, Task)
     wanted = config.data.get("train_examples", 0) or config.data.get("rows", (0,))[0]
-    assert len(task.dataset.splits["train"]) == wanted or not wanted
+    assert not wanted or len(task.dataset.splits["train"]) == wanted
     methods = dict(config.get("arms", {})) or {"method": config.method}
     for fields in methods.values():
         fields = dict(fields)
