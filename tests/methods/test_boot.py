@@ -201,6 +201,19 @@ def test_what_the_teacher_predicts_is_converted_to_the_data(prediction, convert)
     close(found, TEACHER.apply(variables, noisy, times).output, rtol=1e-4)
 
 
+def test_guidance_goes_away_from_the_prediction_without_a_condition():
+    variables = TEACHER.init(jax.random.key(0))
+    noisy, times = jax.random.normal(jax.random.key(1), (2, 2)), jnp.array([0.9, 0.5])
+    condition, found = jnp.array([0, 2]), {}
+    for scale in (1.0, 2.0):
+        model = Diffusion(TEACHER, (2,), conditions=3, guidance=scale)
+        found[scale] = model.clean(variables, noisy, times, condition)
+    none = TEACHER.apply(variables, noisy, times).output
+    close(found[2.0], none + 2 * (found[1.0] - none), rtol=1e-4)
+    assert float(jnp.abs(found[1.0] - none).max()) > 0.1
+
+
+@pytest.mark.slow
 def test_the_guided_teacher_is_distilled_on_the_condition_alone():
     usual = dict(network=CONDITIONED, conditions=3)
     task = task_of(**usual, guidance=2.0)
