@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float
 from numpy import ndarray
 
 from kdjax.losses import checks, log_space
-from kdjax.losses.checks import Labels, Scalar
+from kdjax.losses.checks import Labels, Logits, Scalar
 from kdjax.losses.contrastive import l2_normalize
 
 Features = Float[Array | ndarray, "batch features"]
@@ -147,41 +147,35 @@ def tip_adapter_logits(
 
 
 def clap_class_weights(
-    features: Features,
-    class_embeddings: Embeddings,
-    labels: Labels,
-    *,
-    scale: Scalar = 100.0,
-    where: Bool[Array | ndarray, " batch"] | None = None,
+    logits: Logits, labels: Labels, *, where: Bool[Array | ndarray, " batch"] | None = None
 ) -> Float[Array, " classes"]:
     """How much a zero-shot classifier is to be trusted in every class, by its few labels.
 
-        a_c = mean over labelled images of class c of softmax( scale n(f) . n(w0) )_c
+        a_c = mean over labelled images of class c of softmax(l)_c
 
     Taken once, before training, and constant then.
 
     Args:
-      features: floats [batch, features]. Stopped.
-      class_embeddings: w0, floats [classes, features]. Stopped.
+      logits: l, floats [batch, classes], `clip_zero_shot_logits` of the labelled images. Stopped.
       labels: integers [batch]. Outside [0, classes): not counted.
-      scale: scalar > 0, may be traced.
       where: booleans [batch]; False rows (padding) are not counted.
 
     Returns:
       [classes], in [0, 1]; 0 for a class without an image.
 
     Raises:
-      ValueError: shapes that do not fit, scale <= 0. TypeError: arrays that are not floats, labels
-        that are not integers, where that is not boolean.
+      ValueError: shapes that do not fit. TypeError: logits that are not floats, labels that are
+        not integers, where that is not boolean.
 
     Source: Silva-Rodriguez et al. 2024 (CLAP), arXiv:2312.12730.
 
     >>> import jax.numpy as jnp
     >>> features, labels = jnp.eye(2)[jnp.array([0, 0, 1])], jnp.array([0, 1, 1])
-    >>> print(clap_class_weights(features, jnp.eye(2), labels, scale=10.0).round(4))
-    [1.  0.5]
+    >>> logits = clip_zero_shot_logits(features, jnp.eye(2), scale=10.0)
+    >>> print(" ".join(f"{a:.4f}" for a in clap_class_weights(logits, labels)))
+    1.0000 0.5000
     """
-    logits = clip_zero_shot_logits(features, class_embeddings, scale=scale)
+    (logits,) = checks.shaped({"logits": "batch classes"}, logits=logits)
     labels = checks.labels(labels, logits.shape[:1])
     where = jnp.ones(labels.shape, bool) if where is None else where
     where = checks.mask(where, labels.shape)

@@ -143,10 +143,11 @@ def test_a_cache_without_weight_is_the_zero_shot_classifier():
 
 def test_worked_numbers_of_clap():
     features, labels = jnp.eye(2)[jnp.array([0, 0, 1])], jnp.array([0, 1, 1])
-    weights = losses.clap_class_weights(features, jnp.eye(2), labels, scale=10.0)
+    logits = losses.clip_zero_shot_logits(features, jnp.eye(2), scale=10.0)
+    weights = losses.clap_class_weights(logits, labels)
     np.testing.assert_allclose(weights, [0.999955, 0.5], atol=1e-6)
     assert not losses.clap_constraint(jnp.eye(2), jnp.eye(2), weights).any()
-    weights = losses.clap_class_weights(features, jnp.eye(2), jnp.zeros(3, int))
+    weights = losses.clap_class_weights(logits, jnp.zeros(3, int))
     assert float(weights[1]) == 0  # no image of it
 
 

@@ -138,17 +138,12 @@ EXAMPLES = {
     ),
     "clap_class_weights": Example(
         zero_shot.clap_class_weights,
-        draw(
-            features=normal(4, 3),
-            class_embeddings=normal(5, 3),
-            labels=LABELS,
-            where=np.array([True, True, True, False]),
-        ),
-        {"scale": 5.0},
-        stopped=("features", "class_embeddings"),
-        masked={"features": (3,)},
+        draw(logits=normal(4, 5), labels=LABELS, where=np.array([True, True, True, False])),
+        stopped=("logits",),
+        extreme=("logits",),
+        masked={"logits": (3,)},
         refused=(
-            WIDTHS,
+            Refused({"logits": np.ones(4, np.float32)}, "logits must be shaped"),
             Refused({"where": np.ones(3, bool)}, "where must have the shape"),
             Refused({"labels": np.zeros(4, np.float32)}, "labels must be integers", TypeError),
         ),

@@ -90,7 +90,8 @@ def active_kd(case):
 def clap(case: Case):
     features, initial, labels = case["clap_x"], case["clap_w0"].T, case["labels"]
     scale = case["clap_scale"]
-    weights = losses.clap_class_weights(features, initial, labels, scale=scale)
+    before = losses.clip_zero_shot_logits(features, initial, scale=scale)
+    weights = losses.clap_class_weights(before, labels)
 
     def loss(w):
         logits = losses.clip_zero_shot_logits(features, w.T, scale=scale)
