@@ -58,13 +58,13 @@ def arms(task: Task) -> Generator:
     return found
 
 
-def scores(task: Task, trained) -> dict[str, float]:
+def scores(task: Task, config: dho.Config, trained) -> dict[str, float]:
     """Accuracies of the student that the validation split selects, and of its heads."""
     task, student = trained.on(task), trained.selected
     said = {split: dho.answers(task, student, split) for split in ("validation", "test")}
     out = {"accuracy": digits.accuracy(task, said["test"]["logits"])}
     out |= task.scores("student", student, task.reference(task.given["teacher"]))
-    for head in ("ce", "kd"):
+    for head in ("ce", "kd") if config.heads == "dual" else ():
         out[f"{head}_head"] = digits.accuracy(task, said["test"][f"{head}_logits"])
         out[f"{head}_head_validation"] = digits.accuracy(
             task, said["validation"][f"{head}_logits"], "validation"
@@ -114,7 +114,7 @@ def main(results: str = "results", seeds: str = str(SEEDS)) -> None:
     for seed, (one, students) in enumerate(zip(tasks, trained)):
         teachers.append(digits.accuracy(one, one.reference(one.given["teacher"])))
         for name, config in ARMS.items():
-            last = scores(one, students[name])
+            last = scores(one, config, students[name])
             if name in conflict:
                 last["cosine"] = float(np.mean(conflict[name], axis=0)[seed])
             last["teacher"] = teachers[-1]
@@ -123,10 +123,10 @@ def main(results: str = "results", seeds: str = str(SEEDS)) -> None:
     summary = evaluation.summary(teachers)
     lines = [f"# {NAME}", "", *(__doc__ or "").split("\n\n")[2].splitlines(), ""]
     lines += [
-        f"{len(tasks)} seeds; test accuracy of the student selected by validation; the teacher's is "
-        f"{summary.mean:.4f} ± {summary.sd:.4f}; {(time.monotonic() - began) / 60:.1f} minutes in "
-        "all. `cosine`: between the gradients of labels and teacher in the backbone, mean over the "
-        "steps reported.",
+        f"{len(tasks)} seeds; test accuracy of the student selected by validation; the teacher's "
+        f"is {summary.mean:.4f} ± {summary.sd:.4f}; {(time.monotonic() - began) / 60:.1f} minutes "
+        "in all. `cosine`: between the gradients of labels and teacher in the backbone, mean over "
+        "the steps reported.",
         "",
         *digits.claimed(claims(found)),
         *digits.table(found, ("accuracy", "ce_head", "kd_head", "alpha", "beta", "cosine", "ece")),
