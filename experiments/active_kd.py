@@ -115,8 +115,8 @@ def main(results: str = "results", seeds: str = str(SEEDS)) -> None:
     lines += [
         f"{len(tasks)} seeds; test accuracy after the last step of each round; the teacher's "
         f"is {summary.mean:.4f} ± {summary.sd:.4f}; {(time.monotonic() - began) / 60:.1f} minutes "
-        "in all. `radius`: the largest distance of a prediction of the pool to the nearest one that "
-        "is labelled, after a query; mean over the queries.",
+        "in all. `radius`: the largest distance of a prediction of the pool to the nearest one "
+        "that is labelled, after a query; mean over the queries.",
         "",
         *digits.claimed(claims(found)),
         *digits.table(found, (*(f"round_{n}" for n in range(ROUNDS + 1)), "radius")),

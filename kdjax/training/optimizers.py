@@ -82,7 +82,12 @@ class Training:
             )
 
     def rate(self, step: jax.Array, steps: jax.Array) -> jax.Array:
-        """The learning rate at `step` of `steps`, traced."""
+        """The learning rate at `step` of `steps`, traced.
+
+        >>> linear = Training(learning_rate=1.0, schedule="linear", warmup=0.2)
+        >>> [round(float(linear.rate(step, 10)), 3) for step in (0, 1, 6, 10)]
+        [0.5, 1.0, 0.5, 0.0]
+        """
         done = step / steps
         decaying = jnp.clip((done - self.warmup) / (1 - self.warmup), 0, 1)
         if self.schedule == "cosine":
