@@ -164,7 +164,7 @@ def fitted(task: Task, teacher, rows: np.ndarray, name: str, steps: int | None =
             "teacher": teacher,
             "anchor": {"class_embeddings": jnp.asarray(initial), "class_weights": found["a"]},
         },
-        {"labeled": task.stream("teacher", name="labeled", indices=rows)},
+        {"labeled": task.stream("teacher", "train", name="labeled", indices=rows)},
         steps or training.steps,
         values=traced.values(training),
     )

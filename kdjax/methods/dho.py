@@ -415,10 +415,11 @@ def streams(task: Task, config: Config, rows: np.ndarray, fields: Any) -> dict[s
         rest = np.setdiff1d(np.arange(len(task.dataset.splits["train"])), rows)
         if not len(rest):
             raise ValueError('unlabeled="rest", but all images of train are labelled')
-    options = dict(name="labeled", batch_size=config.labeled_batch_size)
+    options = dict(split="train", fields=fields)
+    size = config.labeled_batch_size
     return {
-        "labeled": task.stream("student", fields=fields, indices=rows, **options),
-        "unlabeled": task.stream("student", name="unlabeled", fields=fields, indices=rest),
+        "labeled": task.stream("student", name="labeled", indices=rows, batch_size=size, **options),
+        "unlabeled": task.stream("student", name="unlabeled", indices=rest, **options),
     }
 
 
