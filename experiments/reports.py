@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import types
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,7 +20,12 @@ PICTURES, ANSWERS = 8, 5  # and in one on images and texts
 
 
 def write(
-    task: Task, models: Mapping[str, Any], path: pathlib.Path, first: bool, **facts: Any
+    task: Task,
+    models: Mapping[str, Any],
+    path: pathlib.Path,
+    first: bool,
+    readers: Mapping[str, Task] = types.MappingProxyType({}),
+    **facts: Any,
 ) -> str:
     """Writes the report of a task, and returns its table; both only on the first process.
 
@@ -28,6 +34,7 @@ def write(
       models: name -> variables; the one called `teacher` has that role, the others are students.
       path: where the page goes.
       first: whether this process writes; all of them must call.
+      readers: name -> the task whose networks read a model, where that is another (`Trained.on`).
       **facts: `title`, `curves`, `config`, `environment` and `seconds` of the report.
     """
     roles = {name: "teacher" if name == "teacher" else "student" for name in models}
@@ -37,7 +44,9 @@ def write(
         return _retrieval(task, models, roles, path, first, facts)
     if isinstance(task, GenerationTask):
         return _generation(task, models, roles, path, first, facts)
-    predictions = {name: task.predict(roles[name], x) for name, x in models.items()}
+    predictions = {
+        name: readers.get(name, task).predict(roles[name], x) for name, x in models.items()
+    }
     if not first:
         return ""
     report = evaluation.Report(

@@ -128,7 +128,9 @@ class Order:
 class _Ordered:
     stateful = False
 
-    def __init__(self, split, batch_size, seed, indices, augment, mean, std, process, processes):
+    def __init__(
+        self, split, batch_size, seed, indices, augment, mean, std, process, processes, repeats
+    ):
         rows = np.arange(len(split), dtype=np.int32)
         if indices is not None:
             rows = np.asarray(indices)
@@ -142,7 +144,7 @@ class _Ordered:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         if not 0 <= seed < 2**32:
             raise ValueError(f"seed must be in [0, 2^32), got {seed}")
-        if batch_size > len(rows):
+        if batch_size > len(rows) and not repeats:
             raise ValueError(
                 f"batch_size={batch_size} is larger than {split.where}, which has {len(rows)} "
                 "examples"
@@ -323,6 +325,7 @@ def resident(
     std: Sequence[float] | None = None,
     process: int | None = None,
     processes: int | None = None,
+    repeats: bool = False,
 ) -> Resident:
     """Batches of a split that lies on the device whole: the fastest for a small data set.
 
@@ -334,8 +337,12 @@ def resident(
       augment: names and options, see `augmentations`.
       mean, std: what images are normalised with, a number a channel, after the augmentation.
       process, processes: default: those of the run.
+      repeats: a batch may be larger than the number of examples; it then goes through several
+        epochs, and shows an example in another view in each.
     """
-    return Resident(split, batch_size, seed, indices, augment, mean, std, process, processes)
+    return Resident(
+        split, batch_size, seed, indices, augment, mean, std, process, processes, repeats
+    )
 
 
 def host(
@@ -349,11 +356,12 @@ def host(
     std: Sequence[float] | None = None,
     process: int | None = None,
     processes: int | None = None,
+    repeats: bool = False,
     threads: int = 4,
     ahead: int = 8,
 ) -> Host:
     """The same batches as `resident`, their records read by `threads`, `ahead` batches early."""
-    arguments = (split, batch_size, seed, indices, augment, mean, std, process, processes)
+    arguments = (split, batch_size, seed, indices, augment, mean, std, process, processes, repeats)
     return Host(*arguments, threads=threads, ahead=ahead)
 
 

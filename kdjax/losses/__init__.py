@@ -152,6 +152,17 @@ from kdjax.losses.domain_mixture import (
     domain_discrepancy_update,
     domain_perplexity,
 )
+from kdjax.losses.dual_head import (
+    DualHeadLosses,
+    Interpolation,
+    best_interpolation,
+    dho,
+    dual_head_correct,
+    dual_head_log_probs,
+    dual_head_probs,
+    entropy_adaptive_alpha,
+    search_alpha_beta,
+)
 from kdjax.losses.feature_levels import hcl, semckd
 from kdjax.losses.features import (
     attention_transfer,
@@ -172,7 +183,7 @@ from kdjax.losses.fusion_ratios import (
     trilateral_features,
     wls_ratio,
 )
-from kdjax.losses.gradients import gradient_align
+from kdjax.losses.gradients import gradient_align, gradient_cosine, pcgrad
 from kdjax.losses.interpolation import TaidState, interpolated_teacher_logits, taid, taid_update
 from kdjax.losses.layers import (
     minilm_attention,
@@ -430,13 +441,22 @@ from kdjax.losses.zero_cost import (
     synflow,
     zen,
 )
+from kdjax.losses.zero_shot import (
+    clap_class_weights,
+    clap_constraint,
+    clip_zero_shot_logits,
+    tip_adapter_logits,
+    zero_shot_class_embeddings,
+)
 
 __all__ = [
     "Centres",
     "ClassEmbeddings",
     "ClassMemory",
+    "DualHeadLosses",
     "FloatFormat",
     "Head",
+    "Interpolation",
     "Quantized",
     "TaidState",
     "Transport",
@@ -459,6 +479,7 @@ __all__ = [
     "batch_correlation",
     "bell_weights",
     "bernoulli_mask",
+    "best_interpolation",
     "best_rank_at_k",
     "binary_focal",
     "binary_kl",
@@ -476,6 +497,8 @@ __all__ = [
     "channel_correlation",
     "channel_wise_distillation",
     "clamped_jsd",
+    "clap_class_weights",
+    "clap_constraint",
     "class_balance",
     "class_correlation",
     "class_mean_predictions",
@@ -489,6 +512,7 @@ __all__ = [
     "clip_kd_fd",
     "clip_kd_gd",
     "clip_kd_icl",
+    "clip_zero_shot_logits",
     "clipped_policy_gradient",
     "codebook_distances",
     "completion_mask",
@@ -510,6 +534,7 @@ __all__ = [
     "ddim_sample",
     "ddim_step",
     "decode_centres",
+    "dho",
     "discounted_returns",
     "discrete_survival_ce",
     "discrete_survival_nll",
@@ -527,11 +552,15 @@ __all__ = [
     "dpo",
     "dpo_hinge",
     "draw_gaussian",
+    "dual_head_correct",
+    "dual_head_log_probs",
+    "dual_head_probs",
     "empty_memory",
     "engine",
     "enqueue",
     "enqueue_by_class",
     "entropic_transport",
+    "entropy_adaptive_alpha",
     "entropy_share",
     "epe_nas",
     "euler_step",
@@ -551,6 +580,7 @@ __all__ = [
     "generalized_jsd",
     "grad_norm",
     "gradient_align",
+    "gradient_cosine",
     "gradient_matching",
     "gradient_matching_cosine",
     "gradient_matching_mse",
@@ -655,6 +685,7 @@ __all__ = [
     "partial_listmle",
     "patient_kd",
     "patient_kd_layers",
+    "pcgrad",
     "permute_dark_knowledge",
     "pixel_embeddings",
     "pixelwise_kd",
@@ -689,6 +720,7 @@ __all__ = [
     "sample_subset_mask",
     "sampled_token_reverse_kl",
     "score_distillation",
+    "search_alpha_beta",
     "selective_log_softmax",
     "semantic_similarity",
     "semckd",
@@ -734,6 +766,7 @@ __all__ = [
     "tinybert_attention_layers",
     "tinybert_hidden",
     "tinybert_hidden_layers",
+    "tip_adapter_logits",
     "token_knn_adjacency",
     "token_local_loss",
     "token_mean",
@@ -764,4 +797,5 @@ __all__ = [
     "wls_ratio",
     "wsld",
     "zen",
+    "zero_shot_class_embeddings",
 ]

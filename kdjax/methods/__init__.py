@@ -15,6 +15,8 @@ NAMES = (
     "dual_head_kd",
     "sinkd",
     "trg",
+    "dho",
+    "active_kd",
     "language_model",
     "taid",
     "sequence_kd",

@@ -214,6 +214,8 @@ class Task:
         name: str = "",
         fields: Mapping[str, np.ndarray] | Split = NOTHING,
         augmented: bool = True,
+        indices: np.ndarray | None = None,
+        batch_size: int | None = None,
     ):
         """The batches a role trains on: the same order for every method of a seed.
 
@@ -223,6 +225,8 @@ class Task:
           name: tells apart several streams of one role.
           fields: further fields of the split, one row an example; or a split that has them.
           augmented: False: the examples as they are, for what is not trained on them.
+          indices: rows that take part; None: all. Batches may be larger than their number.
+          batch_size: None: that of the role.
         """
         records = self.dataset.splits[split or self.learns_from.get(role, "train")]
         if isinstance(fields, Split):
@@ -232,8 +236,11 @@ class Task:
         training = self.training[role]
         number = zlib.crc32(f"stream {name} of {role}".encode())
         seed = int(np.random.SeedSequence([self.seed, number]).generate_state(1)[0] >> 1)
+        size, rows = batch_size or training.batch_size, None
+        if indices is not None:
+            rows = tuple(np.asarray(indices).tolist())
         views = training.augment if augmented else ()
-        return _resident(records, training.batch_size, seed, views, self.mean, self.std)
+        return _resident(records, size, seed, views, self.mean, self.std, rows)
 
     def sequential(self, split: str):
         """Every example of a split once, as it is; one stream a split."""
@@ -443,9 +450,10 @@ def _sequential(split: Split, mean, std):
 
 
 @functools.lru_cache(maxsize=64)
-def _resident(split: Split, batch_size: int, seed: int, augment, mean, std):
+def _resident(split: Split, batch_size: int, seed: int, augment, mean, std, rows=None):
     """One stream for all members that read the same batches: they are then read once."""
-    return resident(split, batch_size, seed=seed, augment=augment, mean=mean, std=std)
+    options = dict(augment=augment, mean=mean, std=std)
+    return resident(split, batch_size, seed=seed, indices=rows, repeats=rows is not None, **options)
 
 
 @functools.lru_cache(maxsize=64)
@@ -484,11 +492,20 @@ class Trained:
     Attributes:
       last: its variables after the last step.
       selected: its variables where the validation accuracy was best.
+      network: what reads them, where that is not the task's own network: a method may give a
+        student a second head. None: the task's.
     """
 
     last: PyTree
     selected: PyTree
     selected_step: int
+    network: Network | None = None
+
+    def on(self, task: Task, role: str = "student") -> Task:
+        """The task whose network of the role reads these variables."""
+        if self.network is None:
+            return task
+        return dataclasses.replace(task, networks={**task.networks, role: self.network})
 
     @staticmethod
     def of(outcome: Outcome, role: str) -> Trained:
