@@ -134,7 +134,7 @@ class Weighed(Trained):
       weighing: what `ratios` reads, after the last step: of `ROLES`, those that the ratio has.
     """
 
-    weighing: Mapping[str, PyTree]
+    weighing: Mapping[str, PyTree] = dataclasses.field(default_factory=dict)
 
 
 @functools.lru_cache(maxsize=64)
@@ -426,4 +426,4 @@ def recipe(task: Task, config: Config) -> Generator:
     trained = Trained.of(outcome, "student")
     last = {**roles, **outcome.variables}
     weighing = {role: made(last[role]) for role in ROLES if role in last}
-    return Weighed(trained.last, trained.selected, trained.selected_step, weighing)
+    return Weighed(**vars(trained), weighing=weighing)
