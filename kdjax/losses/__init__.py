@@ -138,6 +138,7 @@ from kdjax.losses.divergences import (
     reverse_kl,
     skewed_forward_kl,
     skewed_reverse_kl,
+    standard_normal_kl,
     total_variation,
 )
 from kdjax.losses.domain_mixture import (
@@ -230,6 +231,7 @@ from kdjax.losses.noise_schedules import (
     loss_weight,
     shift_sigmas,
 )
+from kdjax.losses.phases import PhaseState, alternating_phases, phase_controller
 from kdjax.losses.policy import (
     clipped_policy_gradient,
     discounted_returns,
@@ -415,6 +417,7 @@ __all__ = [
     "ClassMemory",
     "FloatFormat",
     "Head",
+    "PhaseState",
     "Quantized",
     "TaidState",
     "Transport",
@@ -429,6 +432,7 @@ __all__ = [
     "align_spans",
     "all_modality_subsets",
     "alpha_beta_divergence",
+    "alternating_phases",
     "apply_modality_mask",
     "approx_ndcg",
     "attention_transfer",
@@ -624,6 +628,7 @@ __all__ = [
     "patient_kd",
     "patient_kd_layers",
     "permute_dark_knowledge",
+    "phase_controller",
     "pixel_embeddings",
     "pixelwise_kd",
     "pkt",
@@ -686,6 +691,7 @@ __all__ = [
     "sparse_tvd",
     "sparsity_penalty",
     "srrl",
+    "standard_normal_kl",
     "standardize_logits",
     "straight_through_round",
     "survival_risk",

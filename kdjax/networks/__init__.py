@@ -1,6 +1,8 @@
 """Networks: two pure functions, whatever they were written in, and taps into their values."""
 
 from kdjax.networks.adapters import as_network
+from kdjax.networks.augmentors import Augmentor, mix_images
+from kdjax.networks.convnet import ConvNet
 from kdjax.networks.dual_encoder import DualEncoder, TextEncoder
 from kdjax.networks.functions import from_function
 from kdjax.networks.fusion import Fusion
@@ -35,8 +37,15 @@ from kdjax.networks.projectors import (
 )
 from kdjax.networks.registry import NAMES, build
 from kdjax.networks.resnet import ResNet
+from kdjax.networks.spatial_transforms import (
+    affine_grid,
+    affine_matrices,
+    affine_transform,
+    grid_sample_bilinear,
+)
 from kdjax.networks.text_classifier import TextClassifier
 from kdjax.networks.transformer import Decoder, DecoderConfig
+from kdjax.networks.variational_autoencoder import VariationalAutoencoder
 from kdjax.networks.vit import ViT
 from kdjax.networks.wrn import WideResNet
 
@@ -46,7 +55,9 @@ __all__ = [
     "NAMES",
     "PRECISIONS",
     "Applied",
+    "Augmentor",
     "ClassifierHead",
+    "ConvNet",
     "ConvRegressor",
     "Decoder",
     "DecoderConfig",
@@ -69,8 +80,12 @@ __all__ = [
     "TextEncoder",
     "Translator",
     "VIDHead",
+    "VariationalAutoencoder",
     "ViT",
     "WideResNet",
+    "affine_grid",
+    "affine_matrices",
+    "affine_transform",
     "as_network",
     "attach",
     "available_taps",
@@ -79,7 +94,9 @@ __all__ = [
     "from_function",
     "from_linen",
     "from_nnx",
+    "grid_sample_bilinear",
     "in_precision",
     "inherit_weights",
     "logits_of",
+    "mix_images",
 ]

@@ -11,6 +11,7 @@ from typing import Any
 
 from flax import linen as nn
 
+from kdjax.networks.convnet import ConvNet
 from kdjax.networks.dual_encoder import DualEncoder, TextEncoder
 from kdjax.networks.fusion import Fusion
 from kdjax.networks.linen import from_linen
@@ -25,6 +26,7 @@ from kdjax.networks.wrn import WideResNet
 _WIDE = (32, 64, 128, 256)
 NAMES: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
     "mlp": (MLP, {}),
+    "convnet": (ConvNet, {}),
     **{f"resnet{depth}": (ResNet, {"depth": depth}) for depth in (8, 14, 20, 32, 44, 56, 110)},
     **{f"resnet{depth}x4": (ResNet, {"depth": depth, "widths": _WIDE}) for depth in (8, 32)},
     **{
