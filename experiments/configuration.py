@@ -214,7 +214,13 @@ def dataset(fields: Mapping[str, Any]) -> data.Dataset:
         fields.pop(name, None)
     examples = fields.pop("train_examples", 0)
     imbalance = fields.pop("train_imbalance", 0)
+    padding = fields.pop("padding", 0)
     found = data.load(fields.pop("name"), **fields)
+    if padding:
+        try:
+            found = found.padded(padding)
+        except ValueError as error:
+            raise ConfigError(f"config.data.padding: {error}") from error
     if imbalance:
         try:
             train = found.splits["train"].long_tailed(imbalance, seed=0)
