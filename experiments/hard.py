@@ -109,8 +109,14 @@ def one_seed(seed: int, folder: pathlib.Path, around: dict) -> dict[str, dict[st
                 workdir=workdir,
                 settings=Settings(log_every=1),
             )
-            last = task.scores("student", trained.last, None)
-            last["shifted"] = elsewhere.scores("student", trained.last, None)["accuracy"]
+            scored = {}
+            for which in ("last", "selected"):
+                student = getattr(trained, which)
+                scored[which] = task.scores("student", student, None)
+                moved = elsewhere.scores("student", student, None)
+                scored[which]["shifted"] = moved["accuracy"]
+            scored["selected"]["step"] = float(trained.selected_step)
+            last = scored["last"]
             last |= {f"teacher_{k}": v for k, v in told.items()}
             rows = [row for row in read_metrics(pathlib.Path(workdir)) if acted(row)]
             if chosen.views == "learned":
@@ -127,7 +133,7 @@ def one_seed(seed: int, folder: pathlib.Path, around: dict) -> dict[str, dict[st
                 "method": {"name": "hard", **dataclasses.asdict(chosen)},
                 "augment": STANDARD if name == "standard" else (),
             },
-            metrics={"last": last},
+            metrics=scored,
             curves={},
             commit=around.get("commit"),
             versions=around,
