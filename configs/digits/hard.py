@@ -18,7 +18,7 @@ def get_config():
     config.data.name = "digits"
     config.data.train_examples = 900
     config.data.padding = 3
-    config.teacher.network = dict(name="convnet", widths=(24, 48))
+    config.teacher.network = dict(name="max_pool_convnet", widths=(24, 48))
     config.teacher.training.update(
         steps=300, batch_size=32, learning_rate=3e-3, augment=(("pad_crop", {"padding": 3}),)
     )

@@ -2,7 +2,6 @@
 
 from kdjax.networks.adapters import as_network
 from kdjax.networks.augmentors import Augmentor, mix_images
-from kdjax.networks.convnet import ConvNet
 from kdjax.networks.dual_encoder import DualEncoder, TextEncoder
 from kdjax.networks.functions import from_function
 from kdjax.networks.fusion import Fusion
@@ -10,6 +9,7 @@ from kdjax.networks.heads import ClassifierHead, InstanceTemperature
 from kdjax.networks.inheritance import inherit_weights
 from kdjax.networks.linen import from_linen
 from kdjax.networks.lora import LoRA, attach
+from kdjax.networks.max_pool_convnet import MaxPoolConvNet
 from kdjax.networks.mlp import MLP
 from kdjax.networks.network import (
     Applied,
@@ -57,7 +57,6 @@ __all__ = [
     "Applied",
     "Augmentor",
     "ClassifierHead",
-    "ConvNet",
     "ConvRegressor",
     "Decoder",
     "DecoderConfig",
@@ -67,6 +66,7 @@ __all__ = [
     "InstanceTemperature",
     "LinearEmbedding",
     "LoRA",
+    "MaxPoolConvNet",
     "Network",
     "OFDConnector",
     "Paraphraser",

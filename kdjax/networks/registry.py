@@ -11,10 +11,10 @@ from typing import Any
 
 from flax import linen as nn
 
-from kdjax.networks.convnet import ConvNet
 from kdjax.networks.dual_encoder import DualEncoder, TextEncoder
 from kdjax.networks.fusion import Fusion
 from kdjax.networks.linen import from_linen
+from kdjax.networks.max_pool_convnet import MaxPoolConvNet
 from kdjax.networks.mlp import MLP
 from kdjax.networks.network import Network
 from kdjax.networks.resnet import ResNet
@@ -26,7 +26,7 @@ from kdjax.networks.wrn import WideResNet
 _WIDE = (32, 64, 128, 256)
 NAMES: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
     "mlp": (MLP, {}),
-    "convnet": (ConvNet, {}),
+    "max_pool_convnet": (MaxPoolConvNet, {}),
     **{f"resnet{depth}": (ResNet, {"depth": depth}) for depth in (8, 14, 20, 32, 44, 56, 110)},
     **{f"resnet{depth}x4": (ResNet, {"depth": depth, "widths": _WIDE}) for depth in (8, 32)},
     **{

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 
-class ConvNet(nn.Module):
+class MaxPoolConvNet(nn.Module):
     """`h_i = relu(conv3x3(h_{i-1}))`, `features = max_places h_n`, `logits = W features + b`.
 
     Attributes:
