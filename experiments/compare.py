@@ -163,7 +163,7 @@ def main(argv: Sequence[str]) -> None:
         teachers.append(task.scores("teacher", teacher, None)[task.shown[0]])
         for name, student in trained.items():
             metrics = {
-                which: task.scores("student", getattr(student, which), taught)
+                which: student.on(task).scores("student", getattr(student, which), taught)
                 for which in ("last", "selected")
             }
             if not writes:  # but all must score: variables may lie on several hosts

@@ -85,7 +85,14 @@ def defaults() -> ml_collections.ConfigDict:
     """What every config starts from; a config file changes values, and adds none at this level."""
     config = ml_collections.ConfigDict()
     config.seed = 0
-    config.data = dict(name="mnist5k", train_examples=0, train_imbalance=0.0, mean=(), std=())
+    config.data = dict(
+        name="mnist5k",
+        train_examples=0,
+        train_imbalance=0.0,
+        balanced_teacher=False,
+        mean=(),
+        std=(),
+    )
     for role in ("teacher", "student"):
         config[role] = dict(
             network=dict(name="mlp"),
@@ -184,7 +191,7 @@ def scaled(found: Training, fields: Mapping[str, Any]) -> Training:
 def teacher_weights(config: ml_collections.ConfigDict) -> str:
     """What the teacher's matrices are kept in: its `quantize`, or else its `precision`."""
     kind = config.teacher.quantize or config.teacher.precision
-    if config.teacher.quantize and config.sharding.get("teacher"):
+    if config.teacher.quantize and config.sharding.get("teacher", "replicated") != "replicated":
         raise ConfigError(
             f"config.teacher.quantize={kind!r} cannot be used with partition rules of the teacher: "
             "a kernel's scales have another shape than the kernel"
@@ -207,7 +214,8 @@ def dataset(fields: Mapping[str, Any]) -> data.Dataset:
     """The data set of a config's `data`, with its training split cut to `train_examples`.
 
     `train_imbalance` above zero makes it long-tailed first, the first class that many times as
-    large as the last.
+    large as the last; with `balanced_teacher` what it was is kept as the split `balanced`.
+    `padding` above zero puts so many zeros around every image.
     """
     fields = dict(plain(fields))
     for name in ("mean", "std"):
@@ -215,6 +223,9 @@ def dataset(fields: Mapping[str, Any]) -> data.Dataset:
     examples = fields.pop("train_examples", 0)
     imbalance = fields.pop("train_imbalance", 0)
     padding = fields.pop("padding", 0)
+    balanced = fields.pop("balanced_teacher", False)
+    if balanced and not imbalance:
+        raise ConfigError("config.data.balanced_teacher is for a train_imbalance above zero")
     found = data.load(fields.pop("name"), **fields)
     if padding:
         try:
@@ -226,7 +237,10 @@ def dataset(fields: Mapping[str, Any]) -> data.Dataset:
             train = found.splits["train"].long_tailed(imbalance, seed=0)
         except ValueError as error:
             raise ConfigError(f"config.data.train_imbalance: {error}") from error
-        found = dataclasses.replace(found, splits={**found.splits, "train": train})
+        splits = {**found.splits, "train": train}
+        if balanced:
+            splits["balanced"] = found.splits["train"]
+        found = dataclasses.replace(found, splits=splits)
     if examples:
         train = found.splits["train"]
         if not 0 < examples <= len(train):
@@ -236,6 +250,28 @@ def dataset(fields: Mapping[str, Any]) -> data.Dataset:
         splits = {**found.splits, "train": train.subset(examples, seed=0)}
         found = dataclasses.replace(found, splits=splits)
     return found
+
+
+def actor(
+    config: ml_collections.ConfigDict,
+    role: str,
+    size: int,
+    known: Sequence[str] = ROLE,
+    **of_data: Any,
+) -> tuple[networks.Network, Training]:
+    """The network of a role, for `size` classes, and how it is trained."""
+    fields = plain(config[role])
+    only(f"config.{role}", fields, known)
+    options = {**fields["network"], **computation(role, fields)}
+    name = options.pop("name")
+    try:
+        network = networks.build(name, size, **options, **of_data)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"config.{role}.network: {error}") from error
+    network = networks.in_precision(network, fields["precision"])
+    if fields.get("quantize"):
+        network = quantizable(network)
+    return network, scaled(training(f"config.{role}.training", fields["training"]), fields)
 
 
 def task(
@@ -253,18 +289,8 @@ def task(
     found = found or dataset(config.data)
     nets, trainings, reads = {}, {}, {}
     for role in ("teacher", "student"):
-        fields = plain(config[role])
-        only(f"config.{role}", fields, ROLE)
-        reads[role] = fields["input"]
-        options = {**fields["network"], **computation(role, fields)}
-        name = options.pop("name")
-        try:
-            network = networks.build(name, num_classes=found.num_classes, **options, **of_data)
-        except (ValueError, TypeError) as error:
-            raise ConfigError(f"config.{role}.network: {error}") from error
-        network = networks.in_precision(network, fields["precision"])
-        nets[role] = quantizable(network) if fields.get("quantize") else network
-        trainings[role] = scaled(training(f"config.{role}.training", fields["training"]), fields)
+        nets[role], trainings[role] = actor(config, role, found.num_classes, **of_data)
+        reads[role] = config[role].input
     made = Task(
         found,
         nets,
@@ -276,6 +302,7 @@ def task(
         cache_teacher=config.teacher.cached,
         input=reads,
         teacher_weights=teacher_weights(config),
+        learns_from={"teacher": "balanced"} if config.data.get("balanced_teacher") else {},
     )
     if not config.teacher.checkpoint:
         return made

@@ -18,7 +18,8 @@ from collections.abc import Sequence
 ROOT = pathlib.Path(__file__).parents[1]
 REGISTRY = "kdjax/methods/__init__.py"
 LONGEST = 30
-RESERVED = ("task", "custom", "rollouts", "prompted", "language_task")  # modules, but no methods
+# Modules, but no methods.
+RESERVED = ("task", "custom", "rollouts", "prompted", "language_task", "generation_task")
 
 METHOD = '''"""$title: one line that says what the student learns, in place of this one.
 
@@ -36,6 +37,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Generator
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -44,7 +46,7 @@ from kdjax import losses
 from kdjax.methods import kd, supervised
 from kdjax.methods.task import Fields, Task, Trained, inputs
 from kdjax.networks import Network, logits_of
-from kdjax.training import Evaluation, Program, Update, mean
+from kdjax.training import Evaluation, Program, Update, mean, traced
 from kdjax.training.optimizers import Training
 
 TASKS = ("classification",)
@@ -60,6 +62,9 @@ class Config:
     temperature: float = 4.0
     label_weight: float = 0.1
     distillation_weight: float = 0.9
+
+    # Arguments of the compiled step: configs that differ in these share it.
+    traced: ClassVar[tuple[str, ...]] = ("temperature", "label_weight", "distillation_weight")
 
     def __post_init__(self):
         if not self.temperature > 0:
@@ -86,7 +91,7 @@ def program(
     """One update of the student. Built once: its identity is the key of one compiled step."""
 
     def objective(variables, batch, context):
-        batch = batch["train"]
+        batch, c = batch["train"], traced.bind(config, context.values)
         x = inputs(batch, fields)
         out = student.apply(variables["student"], *x, train=True, rng=context.rng)
         logits, taught, where = logits_of(out.output), batch["teacher_logits"], batch["where"]
@@ -95,20 +100,22 @@ def program(
         labels = supervised.label_loss(logits, batch)
         return Evaluation(
             {
-                "cross_entropy": mean(labels, labelled, config.label_weight),
-                "distillation": mean(
-                    loss(logits, taught, config), where, config.distillation_weight
-                ),
+                "cross_entropy": mean(labels, labelled, c.label_weight),
+                "distillation": mean(loss(logits, taught, c), where, c.distillation_weight),
             },
             {"student": out.variables},
             metrics={"agreement": mean(agree, where)},
         )
 
     update = Update(
-        objective, ("student",), training.transformation, microbatches=training.microbatches
+        objective,
+        ("student",),
+        training.transformation,
+        microbatches=training.microbatches,
+        loss_scale=training.scaling,
     )
-    prepare = kd.teach(teacher, teacher_fields)
-    return Program((update,), prepare=prepare, schedules=training.schedules)
+    prepare, values = kd.teach(teacher, teacher_fields), traced.names(training, config)
+    return Program((update,), prepare, training.schedules, values=values)
 
 
 def recipe(task: Task, config: Config) -> Generator:
@@ -116,8 +123,9 @@ def recipe(task: Task, config: Config) -> Generator:
     teacher = yield from supervised.teacher(task)
     student, training = task.networks["student"], task.training["student"]
     reads = task.reads("student"), task.reads("teacher")
-    step = program(student, task.networks["teacher"], training, config, *reads)
-    outcome = yield from task.distill(step, teacher)
+    fixed = traced.static(training), traced.static(config)
+    step = program(student, task.networks["teacher"], *fixed, *reads)
+    outcome = yield from task.distill(step, teacher, values=traced.values(training, config))
     return Trained.of(outcome, "student")
 '''
 
@@ -177,7 +185,7 @@ def test_the_terms_are_those_of_the_docstring(task):
     teacher = task.variables("teacher")
     stage = $name.recipe(task.with_teacher(teacher), config).send(None)
     stream, (update,) = stage.data["train"], stage.program.updates
-    context = Context({}, jax.random.key(0), jnp.int32(0), {})
+    context = Context({}, jax.random.key(0), jnp.int32(0), stage.values)
     batch, _ = stage.program.prepare(
         stage.variables, {"train": stream.assemble(stream.table, next(stream.items()))}, context
     )

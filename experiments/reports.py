@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import pathlib
+import types
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from kdjax import evaluation
+from kdjax.methods.generation_task import GenerationTask
 from kdjax.methods.language_task import LanguageTask
 from kdjax.methods.retrieval_task import RetrievalTask
 from kdjax.methods.task import Task
@@ -18,7 +20,12 @@ PICTURES, ANSWERS = 8, 5  # and in one on images and texts
 
 
 def write(
-    task: Task, models: Mapping[str, Any], path: pathlib.Path, first: bool, **facts: Any
+    task: Task,
+    models: Mapping[str, Any],
+    path: pathlib.Path,
+    first: bool,
+    readers: Mapping[str, Task] = types.MappingProxyType({}),
+    **facts: Any,
 ) -> str:
     """Writes the report of a task, and returns its table; both only on the first process.
 
@@ -27,6 +34,7 @@ def write(
       models: name -> variables; the one called `teacher` has that role, the others are students.
       path: where the page goes.
       first: whether this process writes; all of them must call.
+      readers: name -> the task whose networks read a model, where that is another (`Trained.on`).
       **facts: `title`, `curves`, `config`, `environment` and `seconds` of the report.
     """
     roles = {name: "teacher" if name == "teacher" else "student" for name in models}
@@ -34,7 +42,11 @@ def write(
         return _language(task, models, roles, path, first, facts)
     if isinstance(task, RetrievalTask):
         return _retrieval(task, models, roles, path, first, facts)
-    predictions = {name: task.predict(roles[name], x) for name, x in models.items()}
+    if isinstance(task, GenerationTask):
+        return _generation(task, models, roles, path, first, facts)
+    predictions = {
+        name: readers.get(name, task).predict(roles[name], x) for name, x in models.items()
+    }
     if not first:
         return ""
     report = evaluation.Report(
@@ -99,3 +111,18 @@ def _retrieval(task: RetrievalTask, models, roles, path, first, facts) -> str:
     )
     evaluation.write_retrieval_report(path, report)
     return evaluation.retrieval_table(report)
+
+
+def _generation(task: GenerationTask, models, roles, path, first, facts) -> str:
+    reference = task.reference(models["teacher"])
+    scores = {name: task.scores(roles[name], x, reference) for name, x in models.items()}
+    if not first:
+        return ""
+    report = evaluation.GenerationReport(
+        models=scores,
+        noises=len(reference.ends),
+        steps=task.reference_steps,
+        **facts,
+    )
+    evaluation.write_generation_report(path, report)
+    return evaluation.generation_table(report)

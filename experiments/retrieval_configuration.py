@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import pathlib
 
-import jax
 import ml_collections
 import numpy as np
 
 from experiments import configuration as base
-from kdjax import data, networks
+from kdjax import data
 from kdjax.methods.retrieval_task import RetrievalTask
-from kdjax.training import load_variables
 
 DATA = ("name", "options", "captions", "train_examples", "mean", "std")
-ROLE = ("network", "training", "checkpoint", "cached")
+ROLE = tuple(name for name in base.ROLE if name != "input")
 
 
 def defaults() -> ml_collections.ConfigDict:
@@ -76,14 +73,7 @@ def task(
     found = found or dataset(config)
     nets, trainings = {}, {}
     for role in ("teacher", "student"):
-        fields = base.plain(config[role])
-        base.only(f"config.{role}", fields, ROLE)
-        options = dict(fields["network"])
-        try:
-            nets[role] = networks.build(options.pop("name"), found.tokenizer.vocabulary, **options)
-        except (ValueError, TypeError) as error:
-            raise base.ConfigError(f"config.{role}.network: {error}") from error
-        trainings[role] = base.training(f"config.{role}.training", fields["training"])
+        nets[role], trainings[role] = base.actor(config, role, found.tokenizer.vocabulary, ROLE)
     made = RetrievalTask(
         found,
         nets,
@@ -93,8 +83,6 @@ def task(
         mean=tuple(config.data.mean) or None,
         std=tuple(config.data.std) or None,
         cache_teacher=config.teacher.cached,
+        teacher_weights=base.teacher_weights(config),
     )
-    if not config.teacher.checkpoint:
-        return made
-    shapes = jax.eval_shape(lambda: made.variables("teacher"))
-    return made.with_teacher(load_variables(pathlib.Path(config.teacher.checkpoint), shapes))
+    return made.with_teacher(base.restored(config, made)) if config.teacher.checkpoint else made

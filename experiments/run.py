@@ -87,9 +87,10 @@ def _run(task, module, method_config, settings, config, workdir, display, began)
         display.say(
             "--profile_steps: no step was traced; the stages are finished or called otherwise"
         )
-    models = {"teacher": teacher, "student alone": alone.last}
+    models = {"teacher": teacher, task.alone: alone.last}
     if module is not methods.get(task.baseline):
         models["distilled student"] = distilled.last
+    readers = {"distilled student": distilled.on(task)}
     for name, variables in models.items():
         save_variables(workdir / "weights" / name.replace(" ", "_"), variables)
     first, path = jax.process_index() == 0, workdir / "report.html"
@@ -98,6 +99,7 @@ def _run(task, module, method_config, settings, config, workdir, display, began)
         models,
         path,
         first,
+        readers,
         title=f"{config.method.name} on {task.dataset.name}",
         curves=evaluation.curves(read_metrics(workdir)) if first else {},
         config=configuration.plain(config),

@@ -10,6 +10,7 @@ import ml_collections
 
 from experiments import (
     configuration,
+    generation_configuration,
     language_configuration,
     retrieval_configuration,
     text_classification_configuration,
@@ -17,12 +18,18 @@ from experiments import (
 from kdjax import methods
 from kdjax.methods.task import Task
 
-KINDS = {language_configuration: "language", retrieval_configuration: "retrieval"}
+KINDS = {
+    generation_configuration: "generation",
+    language_configuration: "language",
+    retrieval_configuration: "retrieval",
+}
 
 
 def _reader(config: ml_collections.ConfigDict) -> ModuleType:
-    """What reads the config: images may have captions; text with labels is to be classified, other
-    text to be predicted."""
+    """What reads the config: where examples have a shape and nothing else, they are generated;
+    images may have captions; text with labels is to be classified, other text to be predicted."""
+    if "shape" in config.data:
+        return generation_configuration
     if "captions" in config.data:
         return retrieval_configuration
     if "tokenizer" not in config.data:

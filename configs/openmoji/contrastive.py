@@ -4,6 +4,8 @@
 
 1,518 pictures of OpenMoji with English names, 200 signs of other families to search among; needs
 `pip install -e '.[openmoji]'`. Both towers are small transformers, of patches and of bytes.
+Seed 0: recall at 1, 5, 10 is 2.0, 9.0, 16.3 % with the wide towers and 1.3, 5.3, 9.3 % with the
+narrow ones, where chance is 0.5, 2.5 and 5 %: names of signs that are like none seen before.
 """
 
 from experiments import retrieval_configuration

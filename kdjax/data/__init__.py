@@ -6,7 +6,7 @@ from kdjax.data.corpora import Corpus, Document, load_text
 from kdjax.data.packing import prompts
 from kdjax.data.registry import load
 from kdjax.data.source import Dataset, Split
-from kdjax.data.streams import host, iterator, resident, sequential
+from kdjax.data.streams import example_keys, host, iterator, numbered, resident, sequential
 from kdjax.data.text import TextDataset, text_dataset, tokenize
 
 __all__ = [
@@ -19,11 +19,13 @@ __all__ = [
     "TextDataset",
     "augmentations",
     "caption_dataset",
+    "example_keys",
     "host",
     "iterator",
     "load",
     "load_captions",
     "load_text",
+    "numbered",
     "prompts",
     "resident",
     "sequential",

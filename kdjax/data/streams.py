@@ -2,13 +2,15 @@
 
 The order is a function of the seed alone, whatever the number of processes. The records of a
 resident stream lie on the device; those of a host stream are read by Grain's threads; both give
-the same batches for the same seed. A stateful stream is a Grain iterator.
+the same batches for the same seed. A stateful stream is a Grain iterator. A numbered stream has no
+records at all: its examples are what random keys make of their numbers.
 """
 
 from __future__ import annotations
 
 import copy
 import functools
+import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -126,7 +128,9 @@ class Order:
 class _Ordered:
     stateful = False
 
-    def __init__(self, split, batch_size, seed, indices, augment, mean, std, process, processes):
+    def __init__(
+        self, split, batch_size, seed, indices, augment, mean, std, process, processes, repeats
+    ):
         rows = np.arange(len(split), dtype=np.int32)
         if indices is not None:
             rows = np.asarray(indices)
@@ -140,7 +144,7 @@ class _Ordered:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         if not 0 <= seed < 2**32:
             raise ValueError(f"seed must be in [0, 2^32), got {seed}")
-        if batch_size > len(rows):
+        if batch_size > len(rows) and not repeats:
             raise ValueError(
                 f"batch_size={batch_size} is larger than {split.where}, which has {len(rows)} "
                 "examples"
@@ -278,6 +282,38 @@ class _Position:
         return {"grain": state.decode() if isinstance(state, bytes) else json.dumps(state)}
 
 
+class Numbered:
+    """A stream of nothing but the numbers of its examples; see `numbered`."""
+
+    stateful = False
+
+    def __init__(self, batch_size: int, seed: int, process: int, processes: int):
+        if batch_size < 1 or batch_size % processes:
+            raise ValueError(
+                f"batch_size={batch_size} is not a positive multiple of the {processes} processes"
+            )
+        if not 0 <= process < processes:
+            raise ValueError(f"process={process} is none of the {processes} processes")
+        if not 0 <= seed < 2**32:
+            raise ValueError(f"seed must be in [0, 2^32), got {seed}")
+        self.batch_size, self.assemble = batch_size, _record
+        self.table: dict = {}
+        self._numbering = (process, processes)
+        self._seed, self._part = int(seed), batch_size // processes
+        self._first = process * self._part
+
+    def reordered(self, attempt: int) -> Numbered:
+        """Other examples, of another seed."""
+        seed = int(np.random.SeedSequence([self._seed, attempt]).generate_state(1)[0])
+        return Numbered(self.batch_size, seed, *self._numbering)
+
+    def items(self, start: int = 0, state: dict | None = None) -> Iterator[Item]:
+        seed = np.full(self._part, self._seed, np.uint32)
+        row = np.arange(self._first, self._first + self._part, dtype=np.uint32)
+        for step in itertools.count(start):
+            yield {"seed": seed, "step": np.full(self._part, step, np.uint32), "row": row}
+
+
 def resident(
     split: Split,
     batch_size: int,
@@ -289,6 +325,7 @@ def resident(
     std: Sequence[float] | None = None,
     process: int | None = None,
     processes: int | None = None,
+    repeats: bool = False,
 ) -> Resident:
     """Batches of a split that lies on the device whole: the fastest for a small data set.
 
@@ -300,8 +337,12 @@ def resident(
       augment: names and options, see `augmentations`.
       mean, std: what images are normalised with, a number a channel, after the augmentation.
       process, processes: default: those of the run.
+      repeats: a batch may be larger than the number of examples; it then goes through several
+        epochs, and shows an example in another view in each.
     """
-    return Resident(split, batch_size, seed, indices, augment, mean, std, process, processes)
+    return Resident(
+        split, batch_size, seed, indices, augment, mean, std, process, processes, repeats
+    )
 
 
 def host(
@@ -315,11 +356,12 @@ def host(
     std: Sequence[float] | None = None,
     process: int | None = None,
     processes: int | None = None,
+    repeats: bool = False,
     threads: int = 4,
     ahead: int = 8,
 ) -> Host:
     """The same batches as `resident`, their records read by `threads`, `ahead` batches early."""
-    arguments = (split, batch_size, seed, indices, augment, mean, std, process, processes)
+    arguments = (split, batch_size, seed, indices, augment, mean, std, process, processes, repeats)
     return Host(*arguments, threads=threads, ahead=ahead)
 
 
@@ -361,6 +403,38 @@ def iterator(
             f"batch_size={batch_size} is not a multiple of the {jax.process_count()} processes"
         )
     return Iterated(dataset, batch_size, assemble)
+
+
+def numbered(
+    batch_size: int, *, seed: int, process: int | None = None, processes: int | None = None
+) -> Numbered:
+    """Batches without data: each example is told by `seed`, `step` and `row`, all uint32 `[B]`.
+
+    What a method without data makes of them (noise, latent codes, times) it draws from
+    `example_keys`, so that an example is the same however a batch is cut.
+
+    Args:
+      batch_size: of the global batch.
+      seed: of all examples.
+      process, processes: default: those of the run.
+    """
+    process = jax.process_index() if process is None else process
+    processes = jax.process_count() if processes is None else processes
+    return Numbered(batch_size, seed, process, processes)
+
+
+def example_keys(batch: dict[str, jax.Array]) -> jax.Array:
+    """The random keys `[B]` of the examples of a `numbered` stream, or of a split of such fields.
+
+    >>> batch = next(numbered(2, seed=0).items(7))
+    >>> jax.random.uniform(example_keys(batch)[1]) == jax.random.uniform(example_keys(batch)[0])
+    Array(False, dtype=bool)
+    """
+
+    def key(seed, step, row):
+        return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), step), row)
+
+    return jax.vmap(key)(batch["seed"], batch["step"], batch["row"])
 
 
 def device_table(split: Split) -> dict[str, jax.Array]:

@@ -18,6 +18,11 @@ from kdjax.evaluation.fidelity import (
     rank_correlation,
     scores,
 )
+from kdjax.evaluation.generation_report import (
+    GenerationReport,
+    generation_table,
+    write_generation_report,
+)
 from kdjax.evaluation.language_report import (
     LanguageReport,
     language_table,
@@ -78,6 +83,7 @@ __all__ = [
     "Bins",
     "CenterPrecision",
     "Concordance",
+    "GenerationReport",
     "LanguageReport",
     "Objects",
     "PairedTest",
@@ -108,6 +114,7 @@ __all__ = [
     "environment",
     "expected_calibration_error",
     "fit_temperature",
+    "generation_table",
     "gradient_cosine",
     "heat_map",
     "holm",
@@ -147,6 +154,7 @@ __all__ = [
     "text_table",
     "top_k_accuracy",
     "transfer_plot",
+    "write_generation_report",
     "write_language_report",
     "write_record",
     "write_report",

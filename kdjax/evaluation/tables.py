@@ -35,6 +35,7 @@ COLUMNS = {
     column.metric: column
     for column in (
         Column("accuracy", "accuracy (%)", 100, 2),
+        Column("few_shot_accuracy", "accuracy on classes of < 20 examples (%)", 100, 2),
         Column("agreement", "agreement with teacher (%)", 100, 2),
         Column("ece", "calibration error (%)", 100, 2),
         Column("adaptive_ece", "calibration error, equal mass (%)", 100, 2),
@@ -54,6 +55,9 @@ COLUMNS = {
         Column("cross_entropy", "cross-entropy (nats)"),
         Column("entropy", "entropy (nats)"),
         Column("reverse_kl", "KL from teacher (nats)"),
+        Column("trajectory_error", "squared distance from the trajectory's end", 1, 4),
+        Column("error_over_ddim_4", "over that of DDIM in 4 steps"),
+        *(Column(f"ddim_{n}_error", f"DDIM in {n} steps", 1, 4) for n in (1, 2, 4, 8)),
     )
 }
 

@@ -29,6 +29,12 @@ The functions of other libraries, call for call, are in `kdjax.losses.compat`.
 """
 
 from kdjax.losses.binary import binary_kl, binary_kl_norm
+from kdjax.losses.bootstrapping import (
+    boot_target_euler,
+    boot_target_exact,
+    boot_target_heun,
+    boot_weight,
+)
 from kdjax.losses.centers import (
     Centres,
     binary_focal,
@@ -123,6 +129,7 @@ from kdjax.losses.diffusion import (
 )
 from kdjax.losses.diffusion_steps import (
     ddim_inverse,
+    ddim_sample,
     ddim_step,
     euler_step,
     guided,
@@ -146,6 +153,17 @@ from kdjax.losses.domain_mixture import (
     domain_discrepancy_update,
     domain_perplexity,
 )
+from kdjax.losses.dual_head import (
+    DualHeadLosses,
+    Interpolation,
+    best_interpolation,
+    dho,
+    dual_head_correct,
+    dual_head_log_probs,
+    dual_head_probs,
+    entropy_adaptive_alpha,
+    search_alpha_beta,
+)
 from kdjax.losses.feature_levels import hcl, semckd
 from kdjax.losses.features import (
     attention_transfer,
@@ -158,7 +176,15 @@ from kdjax.losses.features import (
     srrl,
     vid,
 )
-from kdjax.losses.gradients import gradient_align
+from kdjax.losses.fusion_ratios import (
+    ada_ratio,
+    annealed_ratio,
+    class_mean_predictions,
+    fused_kd,
+    trilateral_features,
+    wls_ratio,
+)
+from kdjax.losses.gradients import gradient_align, gradient_cosine, pcgrad
 from kdjax.losses.interpolation import TaidState, interpolated_teacher_logits, taid, taid_update
 from kdjax.losses.layers import (
     minilm_attention,
@@ -366,6 +392,13 @@ from kdjax.losses.teacher_free import (
     virtual_teacher_kd,
 )
 from kdjax.losses.temperature import gradient_reversal, learned_temperature, reversal_schedule
+from kdjax.losses.token_graph import (
+    inner_context_loss,
+    token_knn_adjacency,
+    token_local_loss,
+    token_neighbors,
+    tokenize_feature_map,
+)
 from kdjax.losses.tokens import (
     completion_mask,
     engine,
@@ -410,19 +443,29 @@ from kdjax.losses.zero_cost import (
     synflow,
     zen,
 )
+from kdjax.losses.zero_shot import (
+    clap_class_weights,
+    clap_constraint,
+    clip_zero_shot_logits,
+    tip_adapter_logits,
+    zero_shot_class_embeddings,
+)
 
 __all__ = [
     "Centres",
     "ClassEmbeddings",
     "ClassMemory",
+    "DualHeadLosses",
     "FloatFormat",
     "Head",
+    "Interpolation",
     "PhaseState",
     "Quantized",
     "TaidState",
     "Transport",
     "activation_boundary",
     "activation_loss",
+    "ada_ratio",
     "adaptive_average_pool",
     "add_noise",
     "adversarial_critic",
@@ -433,17 +476,23 @@ __all__ = [
     "all_modality_subsets",
     "alpha_beta_divergence",
     "alternating_phases",
+    "annealed_ratio",
     "apply_modality_mask",
     "approx_ndcg",
     "attention_transfer",
     "batch_correlation",
     "bell_weights",
     "bernoulli_mask",
+    "best_interpolation",
     "best_rank_at_k",
     "binary_focal",
     "binary_kl",
     "binary_kl_norm",
     "bn_statistics",
+    "boot_target_euler",
+    "boot_target_exact",
+    "boot_target_heun",
+    "boot_weight",
     "category_similarity_kd",
     "cc_adjacent",
     "cc_taylor",
@@ -452,8 +501,11 @@ __all__ = [
     "channel_correlation",
     "channel_wise_distillation",
     "clamped_jsd",
+    "clap_class_weights",
+    "clap_constraint",
     "class_balance",
     "class_correlation",
+    "class_mean_predictions",
     "clean_from_flow",
     "clean_from_noise",
     "clean_from_velocity",
@@ -464,6 +516,7 @@ __all__ = [
     "clip_kd_fd",
     "clip_kd_gd",
     "clip_kd_icl",
+    "clip_zero_shot_logits",
     "clipped_policy_gradient",
     "codebook_distances",
     "completion_mask",
@@ -482,8 +535,10 @@ __all__ = [
     "cross_image_relation_kd",
     "cwtm_weights",
     "ddim_inverse",
+    "ddim_sample",
     "ddim_step",
     "decode_centres",
+    "dho",
     "discounted_returns",
     "discrete_survival_ce",
     "discrete_survival_nll",
@@ -501,11 +556,15 @@ __all__ = [
     "dpo",
     "dpo_hinge",
     "draw_gaussian",
+    "dual_head_correct",
+    "dual_head_log_probs",
+    "dual_head_probs",
     "empty_memory",
     "engine",
     "enqueue",
     "enqueue_by_class",
     "entropic_transport",
+    "entropy_adaptive_alpha",
     "entropy_share",
     "epe_nas",
     "euler_step",
@@ -518,12 +577,14 @@ __all__ = [
     "forward_kl",
     "fsp",
     "fsp_matrix",
+    "fused_kd",
     "gather_at_centres",
     "gathered_log_softmax",
     "gaussian_radius",
     "generalized_jsd",
     "grad_norm",
     "gradient_align",
+    "gradient_cosine",
     "gradient_matching",
     "gradient_matching_cosine",
     "gradient_matching_mse",
@@ -544,6 +605,7 @@ __all__ = [
     "importance_loss",
     "in_batch_scores",
     "info_nce",
+    "inner_context_loss",
     "interpolated_teacher_logits",
     "intra_class_feature_variation",
     "ipo",
@@ -627,6 +689,7 @@ __all__ = [
     "partial_listmle",
     "patient_kd",
     "patient_kd_layers",
+    "pcgrad",
     "permute_dark_knowledge",
     "phase_controller",
     "pixel_embeddings",
@@ -662,6 +725,7 @@ __all__ = [
     "sample_subset_mask",
     "sampled_token_reverse_kl",
     "score_distillation",
+    "search_alpha_beta",
     "selective_log_softmax",
     "semantic_similarity",
     "semckd",
@@ -708,13 +772,19 @@ __all__ = [
     "tinybert_attention_layers",
     "tinybert_hidden",
     "tinybert_hidden_layers",
+    "tip_adapter_logits",
+    "token_knn_adjacency",
+    "token_local_loss",
     "token_mean",
+    "token_neighbors",
     "token_total",
+    "tokenize_feature_map",
     "topk_student_support",
     "topk_teacher_support",
     "total_variation",
     "trajectory_matching",
     "transformed_teacher_matching",
+    "trilateral_features",
     "uld",
     "unrolled_sgd",
     "unrolled_sgd_in_constant_memory",
@@ -730,6 +800,8 @@ __all__ = [
     "wgan_generator",
     "wgan_gradient_penalty",
     "whiten",
+    "wls_ratio",
     "wsld",
     "zen",
+    "zero_shot_class_embeddings",
 ]

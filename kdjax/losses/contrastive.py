@@ -60,8 +60,9 @@ def info_nce(
 
     By default key i is the positive of query i and the other keys are its negatives. The mean over
     the queries is the published loss: CPC and MoCo with one positive, SupCon (its L_out) with
-    several and where = "not the query itself". SupCon's code multiplies by T / 0.07. Both
-    directions of a batch of pairs are `clip_info_nce`.
+    several and where = "not the query itself". SupCon's code multiplies by T / 0.07. TRG's global
+    loss (token_global_loss) is the sum for unit vectors of tokens. Both directions of a batch of
+    pairs are `clip_info_nce`.
 
     Args:
       query_features: floats [batch, features], unit-norm. Differentiated.

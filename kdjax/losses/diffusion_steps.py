@@ -6,13 +6,15 @@ kdjax/losses/diffusion.py. Nothing here is stopped.
 
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+import numpy as np
+from jaxtyping import Array, Float
 
 from kdjax.losses import checks
 from kdjax.losses.checks import Scalar
 from kdjax.losses.diffusion import Data, aligned
-from kdjax.losses.noise_schedules import Level
+from kdjax.losses.noise_schedules import Level, cosine_schedule, level
 
 
 def ddim_step(
@@ -56,6 +58,57 @@ def ddim_step(
         above_zero=("sigma",),
     )
     return next_alpha * clean + next_sigma / sigma * (noisy - alpha * clean)
+
+
+def ddim_sample(
+    noise: Data,
+    times: Float[Array | np.ndarray, " times"],
+    *,
+    denoiser: Callable[[Array, Array], Array],
+    schedule: Callable[[Level], tuple[Array, Array]] = cosine_schedule,
+) -> Data:
+    """The end of a trajectory of DDIM that begins with noise.
+
+        z_0 = eps,   z_{i+1} = ddim(z_i, f(z_i, t_i),  t_i -> t_{i+1})
+
+    One `ddim_step` and one prediction for each pair of neighbouring times.
+
+    Args:
+      noise: floats [batch, ...], eps. Differentiated.
+      times: floats [times >= 2], falling from the noisiest; sigma must be > 0 but at the last.
+        Differentiated.
+      denoiser: f, (noisy, times [batch]) -> prediction of the data.
+      schedule: times -> (alpha, sigma).
+
+    Returns:
+      z at the last time, floats of the shape of noise.
+
+    Raises:
+      ValueError: other shapes, known times that do not fall or have no noise before the last.
+      TypeError: arrays that are not floats.
+
+    Source: Song et al. 2021, arXiv:2010.02502.
+
+    >>> import jax.numpy as jnp
+    >>> denoiser = lambda noisy, times: jnp.full_like(noisy, 3.0)
+    >>> print(ddim_sample(jnp.ones((1, 1)), jnp.array([1.0, 0.5, 0.0]), denoiser=denoiser))
+    [[3.]]
+    """
+    noise, times = checks.shaped({"noise": "...", "times": "times>=2"}, noise=noise, times=times)
+    if noise.ndim < 1:
+        raise ValueError(f"noise must be shaped [batch, ...], got shape {noise.shape}")
+    if not isinstance(times, jax.core.Tracer) and (np.diff(np.asarray(times)) >= 0).any():
+        raise ValueError(f"times must fall, got {np.asarray(times).tolist()}")
+    alpha, sigma = schedule(times)
+    level("sigma(times)", sigma[:-1], above_zero=True)
+
+    def step(noisy, levels):
+        time, now, following = levels
+        clean = denoiser(noisy, jnp.full(noisy.shape[:1], time))
+        return ddim_step(noisy, clean, *now, *following), None
+
+    levels = (times[:-1], (alpha[:-1], sigma[:-1]), (alpha[1:], sigma[1:]))
+    return jax.lax.scan(step, noise, levels)[0]
 
 
 def ddim_inverse(

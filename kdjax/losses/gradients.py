@@ -1,4 +1,4 @@
-"""Rules that merge two gradients of one set of parameters."""
+"""Two gradients of one set of parameters: whether they conflict, and rules that merge them."""
 
 from collections.abc import Callable
 from typing import Any
@@ -76,6 +76,81 @@ def gradient_align(
     return jax.tree.unflatten(treedef, merged)
 
 
+def gradient_cosine(first_gradient: Gradient, second_gradient: Gradient) -> jax.Array:
+    """The cosine between two gradients: below 0 they work against each other.
+
+        cos = <g, a> / ( |g| |a| )
+
+    Inner products run over all leaves together, in float32.
+
+    Args:
+      first_gradient: g, pytree of float arrays.
+      second_gradient: a, pytree of the same structure and shapes.
+
+    Returns:
+      A scalar in [-1, 1]; 0 where either gradient is 0.
+
+    Raises:
+      ValueError: trees that differ. TypeError: leaves that are not floats.
+
+    Source: Yu et al. 2020 (PCGrad), arXiv:2001.06782.
+
+    >>> import jax.numpy as jnp
+    >>> print(f"{gradient_cosine({'w': jnp.array([1.0, 0.0])}, {'w': jnp.array([-1.0, 1.0])}):.4f}")
+    -0.7071
+    """
+    first, second, _ = _matched_leaves(
+        first_gradient, second_gradient, ("first_gradient", "second_gradient")
+    )
+    counted = [True] * len(first)
+    squares = [_inner_product(gradient, gradient, counted) for gradient in (first, second)]
+    known = (squares[0] > 0) & (squares[1] > 0)
+    norms = [jnp.sqrt(jnp.where(known, square, 1.0)) for square in squares]
+    return jnp.where(known, _inner_product(first, second, counted) / norms[0] / norms[1], 0.0)
+
+
+def pcgrad(first_gradient: Gradient, second_gradient: Gradient) -> Gradient:
+    """Sum of two gradients, each without what opposes the other: PCGrad of two tasks.
+
+        g' = g - min(0, <g, a>) / <a, a> a,    a' = a - min(0, <g, a>) / <g, g> g
+        merged = g' + a'
+
+    `gradient_align` is its one-sided form.
+
+    Args:
+      first_gradient: g, pytree of float arrays.
+      second_gradient: a, pytree of the same structure and shapes.
+
+    Returns:
+      Pytree of the same structure, shapes and types as first_gradient; the sum where the gradients
+      agree, or one of them is 0.
+
+    Raises:
+      ValueError: trees that differ. TypeError: leaves that are not floats.
+
+    Source: Yu et al. 2020 (PCGrad), arXiv:2001.06782, algorithm 1.
+
+    >>> import jax.numpy as jnp
+    >>> merged = pcgrad({"w": jnp.array([1.0, 0.0])}, {"w": jnp.array([-1.0, 1.0])})
+    >>> merged["w"].tolist()  # (0.5, 0.5) + (0, 1)
+    [0.5, 1.5]
+    """
+    first, second, treedef = _matched_leaves(
+        first_gradient, second_gradient, ("first_gradient", "second_gradient")
+    )
+    counted = [True] * len(first)
+    opposed = jnp.minimum(_inner_product(first, second, counted), 0.0)
+    scales = []
+    for gradient in (second, first):
+        square = _inner_product(gradient, gradient, counted)
+        scales.append(jnp.where(square > 0, opposed / jnp.where(square > 0, square, 1.0), 0.0))
+    merged = [
+        (_wide(g) * (1 - scales[1]) + _wide(a) * (1 - scales[0])).astype(g.dtype)
+        for g, a in zip(first, second)
+    ]
+    return jax.tree.unflatten(treedef, merged)
+
+
 def _wide(leaf: jax.Array) -> jax.Array:
     return leaf.astype(jnp.result_type(leaf.dtype, jnp.float32))
 
@@ -85,21 +160,25 @@ def _inner_product(first: list, second: list, counted: list[bool]) -> jax.Array:
     return sum(products, start=jnp.zeros(()))
 
 
-def _matched_leaves(main_gradient: Gradient, auxiliary_gradient: Gradient) -> tuple:
+def _matched_leaves(
+    main_gradient: Gradient,
+    auxiliary_gradient: Gradient,
+    names: tuple[str, str] = ("main_gradient", "auxiliary_gradient"),
+) -> tuple:
     main, treedef = jax.tree_util.tree_flatten_with_path(main_gradient)
     auxiliary, other_treedef = jax.tree.flatten(auxiliary_gradient)
     if treedef != other_treedef:
         raise ValueError(
-            "main_gradient and auxiliary_gradient must be trees of one structure, "
+            f"{names[0]} and {names[1]} must be trees of one structure, "
             f"got {treedef} and {other_treedef}"
         )
     for (path, g), a in zip(main, auxiliary):
         if jnp.shape(g) != jnp.shape(a):
             raise ValueError(
-                f"main_gradient and auxiliary_gradient must have one shape at {_name(path)!r}, "
+                f"{names[0]} and {names[1]} must have one shape at {_name(path)!r}, "
                 f"got {jnp.shape(g)} and {jnp.shape(a)}"
             )
-        for name, leaf in (("main_gradient", g), ("auxiliary_gradient", a)):
+        for name, leaf in zip(names, (g, a)):
             if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
                 raise TypeError(
                     f"{name} must be of floats, got {jnp.result_type(leaf)} at {_name(path)!r}"

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from kdjax.losses import checks, log_space
 from kdjax.losses.checks import Labels, Logits, Losses, Scalar, valid_labels
-from kdjax.losses.logits import cross_entropy
+from kdjax.losses.fusion_ratios import wls_ratio
 
 
 def mse_logits(student_logits: Logits, teacher_logits: Logits) -> Losses:
@@ -119,11 +119,10 @@ def wsld(
     student, teacher = checks.logits(student_logits=student_logits, teacher_logits=teacher_logits)
     labels = checks.labels(labels, student.shape[:-1])
     checks.positive(temperature=temperature, epsilon=epsilon)
+    weight = wls_ratio(student, teacher, labels, epsilon=epsilon)
     valid = valid_labels(labels, student.shape[-1])
     student, teacher = (jnp.where(valid[..., None], x, 0.0) for x in (student, teacher))
     teacher = jax.lax.stop_gradient(teacher)
-    ratio = cross_entropy(student, labels) / (cross_entropy(teacher, labels) + epsilon)
-    weight = -jnp.expm1(-jax.lax.stop_gradient(ratio))
     soft = log_space.cross_entropy(
         log_space.safe_log_softmax(teacher / temperature),
         log_space.safe_log_softmax(student / temperature),

@@ -15,6 +15,9 @@ NAMES = (
     "dual_head_kd",
     "sinkd",
     "hard",
+    "trg",
+    "dho",
+    "active_kd",
     "language_model",
     "taid",
     "sequence_kd",
@@ -23,7 +26,10 @@ NAMES = (
     "minillm",
     "opsd",
     "ddk",
+    "tgeo_kd",
     "contrastive",
+    "trajectory_regression",
+    "boot",
 )
 
 

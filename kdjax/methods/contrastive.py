@@ -71,6 +71,7 @@ def program(role: str, network: Network, training: Training, fields: Fields = FI
         microbatches=training.microbatches,
         batchwise=True,
         embed=embedded if training.microbatches > 1 else None,
+        loss_scale=training.scaling,
     )
     return Program((update,), prepare=prepare, schedules=training.schedules)
 
@@ -81,7 +82,7 @@ def stage(task: RetrievalTask, role: str, name: str) -> Stage:
     return Stage(
         name,
         program(role, task.networks[role], training, task.reads(role)),
-        {role: task.variables(role)},
+        {role: task.start(role)},
         {"train": task.stream(role)},
         training.steps,
         validation=task.validation(role),

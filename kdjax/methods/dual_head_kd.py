@@ -26,7 +26,6 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from kdjax import losses
 from kdjax.methods import kd, supervised
@@ -120,11 +119,6 @@ def read_features(student: Network, variables, x: tuple, config: Config, **optio
     return out, features.reshape(features.shape[0], -1)
 
 
-def _cosine(a, b) -> jax.Array:
-    norm = optax.tree.norm(a) * optax.tree.norm(b)
-    return jnp.where(norm > 0, optax.tree.vdot(a, b) / jnp.where(norm > 0, norm, 1), 0.0)
-
-
 def combine(config: Config, gradients) -> Combined:
     """Aligns the auxiliary gradient to the main one, and reports how they conflict."""
     main, auxiliary = gradients["cross_entropy"], gradients[config.loss]
@@ -144,7 +138,7 @@ def combine(config: Config, gradients) -> Combined:
     metrics = {}
     if config.report_conflict:
         for name, head in (("backbone", False), ("head", True)):
-            cosine = _cosine(part(main, head), part(auxiliary, head))
+            cosine = losses.gradient_cosine(part(main, head), part(auxiliary, head))
             metrics[f"cosine/{name}"] = Term(cosine, jnp.float32(1))
     if config.alignment == "none":
         return Combined(jax.tree.map(jnp.add, main, auxiliary), metrics)

@@ -90,6 +90,14 @@ class RetrievalTask(Task):
     score: ClassVar[str] = "recall_at_1"
     shown: ClassVar[tuple[str, ...]] = ("recall_at_1", "recall_at_5", "median_rank", "agreement")
 
+    def __post_init__(self):
+        super().__post_init__()
+        if self.cache_teacher and self.training["student"].augment:
+            raise ValueError(
+                "cache_teacher keeps one embedding an image, but the student's views are "
+                "augmented: take the augmentation away, or the cache"
+            )
+
     def check_outputs(self) -> None:
         """Refuses networks that are no dual encoders."""
         for role in self.networks:
@@ -127,7 +135,7 @@ class RetrievalTask(Task):
     def taught(self, teacher: PyTree) -> Generator:
         """`(roles, fields)`: the teacher as a frozen role, or its embeddings as fields."""
         if not self.cache_teacher:
-            return {"teacher": teacher}, {}
+            return {"teacher": self.kept("teacher", teacher)}, {}
 
         def compute(rng):
             found = self.embeddings("teacher", teacher, "train")
@@ -144,7 +152,7 @@ class RetrievalTask(Task):
         """What a role makes of every image and every text of a split, in evaluation mode."""
         stream = self.sequential(split)
         forward = _embed(self.networks[role], stream.assemble)
-        variables, images, texts, scale = gather(variables), [], [], None
+        variables, images, texts, scale = gather(self.kept(role, variables)), [], [], None
         for item in stream.items(whole=True):
             image, text, scale, where = forward(variables, stream.table, item)
             images.append(np.asarray(image)[np.asarray(where)])

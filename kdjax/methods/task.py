@@ -77,6 +77,8 @@ class Task:
       seed: initial variables and the order of the batches.
       input: the field of a batch that the networks read; several, for networks of as many
         arguments; or a mapping from roles to these, where roles see different modalities.
+      learns_from: role -> the split it is trained on, where that is not `train`: such as a teacher
+        that has seen all classes equally often beside a student that has not.
       validate_every: steps between two looks at the validation split.
       given: role -> trained variables; a role that is here is not trained.
       mean, std: what images are normalised with; None: they stay in [0, 1].
@@ -101,27 +103,40 @@ class Task:
     teacher_weights: str = "float32"
     taught_by: PyTree = None
     lessons: Split | None = None
+    learns_from: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
-    # What methods know a task of this kind by; the method that trains one network alone; the
-    # metric that validation selects by; which scores are shown, the most important one first.
+    # What methods know a task of this kind by; the method that trains one network alone, and what
+    # its student is called; the metric that validation selects by; which scores are shown, the
+    # most important one first.
     kind: ClassVar[str] = "classification"
     baseline: ClassVar[str] = "supervised"
+    alone: ClassVar[str] = "student alone"
     score: ClassVar[str] = "accuracy"
     shown: ClassVar[tuple[str, ...]] = ("accuracy", "agreement", "ece")
 
     def __post_init__(self):
-        for role, training in self.training.items():
-            size = len(self.dataset.splits["train"])
-            if training.batch_size > size:
-                raise ValueError(
-                    f"batch_size={training.batch_size} of the {role} is larger than the train "
-                    f"split of {self.dataset.name!r}, which has {size} examples"
-                )
+        self.check_batch_sizes()
         check_kept(self.teacher_weights)
         if self.validate_every < 1:
             raise ValueError(f"validate_every must be at least 1, got {self.validate_every}")
         self.check_inputs()
         self.check_outputs()
+
+    def check_batch_sizes(self) -> None:
+        """Refuses batches that are larger than the training split."""
+        for role, training in self.training.items():
+            split = self.learns_from.get(role, "train")
+            if split not in self.dataset.splits:
+                raise ValueError(
+                    f"the {role} learns from the split {split!r}, but {self.dataset.name!r} has "
+                    f"{sorted(self.dataset.splits)}"
+                )
+            size = len(self.dataset.splits[split])
+            if training.batch_size > size:
+                raise ValueError(
+                    f"batch_size={training.batch_size} of the {role} is larger than the {split} "
+                    f"split of {self.dataset.name!r}, which has {size} examples"
+                )
 
     def check_inputs(self) -> None:
         """Refuses roles that read what the data set does not hold, and views of half an example."""
@@ -130,7 +145,8 @@ class Task:
                 inputs(self.dataset.splits["train"].fields, self.reads(role))
             except ValueError as error:
                 raise ValueError(f"{self.dataset.name!r}, {role}: {error}") from error
-            mixed = any(a.name == "mixup" for a in self.training.get(role, Training()).augment)
+            views = augmentations(self.training.get(role, Training()).augment)
+            mixed = any(augmentation.name == "mixup" for augmentation in views)
             if mixed and self.reads(role) not in ("image", ("image",)):
                 raise ValueError(
                     f"mixup mixes images alone, but the {role} reads {self.reads(role)}: its other "
@@ -194,19 +210,25 @@ class Task:
     def stream(
         self,
         role: str,
-        split: str = "train",
+        split: str = "",
         name: str = "",
         fields: Mapping[str, np.ndarray] | Split = NOTHING,
+        augmented: bool = True,
+        indices: np.ndarray | None = None,
+        batch_size: int | None = None,
     ):
         """The batches a role trains on: the same order for every method of a seed.
 
         Args:
           role: whose batch size and augmentation.
-          split: which part of the data set.
+          split: which part of the data set; empty: the one that the role learns from.
           name: tells apart several streams of one role.
           fields: further fields of the split, one row an example; or a split that has them.
+          augmented: False: the examples as they are, for what is not trained on them.
+          indices: rows that take part; None: all. Batches may be larger than their number.
+          batch_size: None: that of the role.
         """
-        records = self.dataset.splits[split]
+        records = self.dataset.splits[split or self.learns_from.get(role, "train")]
         if isinstance(fields, Split):
             records = fields
         elif fields:
@@ -214,7 +236,11 @@ class Task:
         training = self.training[role]
         number = zlib.crc32(f"stream {name} of {role}".encode())
         seed = int(np.random.SeedSequence([self.seed, number]).generate_state(1)[0] >> 1)
-        return _resident(records, training.batch_size, seed, training.augment, self.mean, self.std)
+        size, rows = batch_size or training.batch_size, None
+        if indices is not None:
+            rows = tuple(np.asarray(indices).tolist())
+        views = training.augment if augmented else ()
+        return _resident(records, size, seed, views, self.mean, self.std, rows)
 
     def sequential(self, split: str):
         """Every example of a split once, as it is; one stream a split."""
@@ -238,6 +264,7 @@ class Task:
         examples: int | None = None,
         values: Mapping[str, float] = NOTHING,
         steps: int | None = None,
+        beside: Mapping[str, Any] = NOTHING,
     ) -> Generator:
         """The stage `distill`: a fresh student, taught by `teacher` on the stream `train`.
 
@@ -251,10 +278,11 @@ class Task:
           examples: how many of them a step trains on, where that is not all.
           values: of the fields that the program reads as traced ones.
           steps: of the stage, where the student does not learn in every one; None: the student's.
+          beside: further streams, where `streams` is None.
         """
         if streams is None:
             taught, train = yield from self.taught_stream(teacher)
-            streams = {"train": train}
+            streams = {"train": train, **beside}
         else:
             taught, _ = yield from self.taught(teacher)
         return (
@@ -376,8 +404,20 @@ class Task:
 
     def scores(self, role: str, variables: PyTree, reference: np.ndarray | None) -> dict:
         """Metric -> number on the test split, compared with the teacher's unless that is None."""
-        labels = self.dataset.splits["test"].arrays()["label"]
-        return evaluation.scores(self.predict(role, variables), labels, reference)
+        labels, logits = self.dataset.splits["test"].labels(), self.predict(role, variables)
+        found = evaluation.scores(logits, labels, reference)
+        few = self.few_shot_classes()[labels]
+        if few.any() and not few.all():
+            found["few_shot_accuracy"] = evaluation.accuracy(logits, labels, few)
+        return found
+
+    def few_shot_classes(self) -> np.ndarray:
+        """Which classes have fewer than 20 training examples, bool `[C]`.
+
+        Their accuracy is what long-tailed data are judged by: Liu et al. 2019, arXiv:1904.05160.
+        """
+        labels = self.dataset.splits["train"].labels()
+        return np.bincount(labels, minlength=self.dataset.num_classes) < 20
 
     def with_teacher(self, variables: PyTree) -> Task:
         """This task with a teacher that is already trained."""
@@ -412,9 +452,10 @@ def _sequential(split: Split, mean, std):
 
 
 @functools.lru_cache(maxsize=64)
-def _resident(split: Split, batch_size: int, seed: int, augment, mean, std):
+def _resident(split: Split, batch_size: int, seed: int, augment, mean, std, rows=None):
     """One stream for all members that read the same batches: they are then read once."""
-    return resident(split, batch_size, seed=seed, augment=augment, mean=mean, std=std)
+    options = dict(augment=augment, mean=mean, std=std)
+    return resident(split, batch_size, seed=seed, indices=rows, repeats=rows is not None, **options)
 
 
 @functools.lru_cache(maxsize=64)
@@ -453,11 +494,20 @@ class Trained:
     Attributes:
       last: its variables after the last step.
       selected: its variables where the validation accuracy was best.
+      network: what reads them, where that is not the task's own network: a method may give a
+        student a second head. None: the task's.
     """
 
     last: PyTree
     selected: PyTree
     selected_step: int
+    network: Network | None = None
+
+    def on(self, task: Task, role: str = "student") -> Task:
+        """The task whose network of the role reads these variables."""
+        if self.network is None:
+            return task
+        return dataclasses.replace(task, networks={**task.networks, role: self.network})
 
     @staticmethod
     def of(outcome: Outcome, role: str) -> Trained:

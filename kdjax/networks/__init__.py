@@ -2,6 +2,7 @@
 
 from kdjax.networks.adapters import as_network
 from kdjax.networks.augmentors import Augmentor, mix_images
+from kdjax.networks.denoisers import DenoisingMLP, gaussian_mixture
 from kdjax.networks.dual_encoder import DualEncoder, TextEncoder
 from kdjax.networks.functions import from_function
 from kdjax.networks.fusion import Fusion
@@ -60,6 +61,7 @@ __all__ = [
     "ConvRegressor",
     "Decoder",
     "DecoderConfig",
+    "DenoisingMLP",
     "DualEncoder",
     "FactorEncoder",
     "Fusion",
@@ -94,6 +96,7 @@ __all__ = [
     "from_function",
     "from_linen",
     "from_nnx",
+    "gaussian_mixture",
     "grid_sample_bilinear",
     "in_precision",
     "inherit_weights",

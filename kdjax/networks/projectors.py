@@ -411,16 +411,18 @@ class LinearEmbedding(nn.Module):
     Attributes:
       width: of the embedding.
       normalized: to unit length (CRD) or not (correlation congruence).
+      use_bias: TRG's projections of tokens have none.
     """
 
     width: int = 128
     normalized: bool = True
+    use_bias: bool = True
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """`[B, ...] -> [B, width]`; all axes but the first are flattened."""
         x = x.reshape(len(x), -1)
-        x = _dense(self.width, x.shape[-1], "linear")(x)
+        x = _dense(self.width, x.shape[-1], "linear", self.use_bias)(x)
         return _unit(x) if self.normalized else x
 
 
@@ -431,8 +433,14 @@ def _num_factors(rate: float, channels: int) -> int:
     return factors
 
 
-def _dense(width: int, fan_in: int, name: str) -> nn.Dense:
-    return nn.Dense(width, kernel_init=linear_kernel, bias_init=linear_bias(fan_in), name=name)
+def _dense(width: int, fan_in: int, name: str, use_bias: bool = True) -> nn.Dense:
+    return nn.Dense(
+        width,
+        use_bias=use_bias,
+        kernel_init=linear_kernel,
+        bias_init=linear_bias(fan_in),
+        name=name,
+    )
 
 
 def _conv(width: int, kernel: int, name: str) -> nn.Conv:

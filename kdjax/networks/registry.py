@@ -11,6 +11,8 @@ from typing import Any
 
 from flax import linen as nn
 
+from kdjax.networks.convnet import ConvNet
+from kdjax.networks.denoisers import DenoisingMLP
 from kdjax.networks.dual_encoder import DualEncoder, TextEncoder
 from kdjax.networks.fusion import Fusion
 from kdjax.networks.linen import from_linen
@@ -27,6 +29,7 @@ _WIDE = (32, 64, 128, 256)
 NAMES: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
     "mlp": (MLP, {}),
     "max_pool_convnet": (MaxPoolConvNet, {}),
+    "convnet": (ConvNet, {}),
     **{f"resnet{depth}": (ResNet, {"depth": depth}) for depth in (8, 14, 20, 32, 44, 56, 110)},
     **{f"resnet{depth}x4": (ResNet, {"depth": depth, "widths": _WIDE}) for depth in (8, 32)},
     **{
@@ -38,6 +41,7 @@ NAMES: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
     "vit_tiny": (ViT, {"width": 192, "depth": 12, "heads": 3}),
     "fusion": (Fusion, {}),
     "dual_encoder": (DualEncoder, {"image": "resnet8", "text": {}}),
+    "denoising_mlp": (DenoisingMLP, {}),
 }
 TEXT: dict[str, type] = {"decoder": DecoderConfig, "text_classifier": TextClassifier}  # of tokens
 
@@ -50,7 +54,8 @@ def build(name: str, num_classes: int, **options: Any) -> Network:
     Args:
       name: one of `NAMES`, or `wrn_<depth>_<widen>` of any depth 6n + 4 and width, or one of
         `TEXT`.
-      num_classes: C, at least 1; the vocabulary of a decoder or a dual encoder.
+      num_classes: C, at least 1; the vocabulary of a decoder or a dual encoder; the number of
+        values of an example of a denoiser.
       **options: attributes of the module that differ from what the name stands for; the fields of
         `DecoderConfig` for a decoder. A network within (`encoders` of a fusion, `image` of a dual
         encoder) is a name, or a mapping of `name` and options; `text` is options of `TextEncoder`.
@@ -80,7 +85,7 @@ def _resolve(name: str, options: Mapping[str, Any]) -> tuple[type, tuple]:
         raise ValueError(f"unknown network {name!r}; {_nearest(name, [*NAMES, *TEXT])}")
     fields = {field.name for field in dataclasses.fields(module)}
     named = {"num_classes"} if module is TextClassifier else {"num_classes", "vocabulary"}
-    valid = sorted(fields - {"parent", "name"} - named)
+    valid = sorted(fields - {"parent", "name", "dimension"} - named)
     for option in options:
         if option not in valid:
             raise ValueError(f"{name} has no option {option!r}; {_nearest(option, valid)}")
@@ -105,7 +110,7 @@ def _within(where: str, given: Any) -> tuple[type, tuple]:
     """An encoder inside another network, as `_resolve` gives it."""
     options = {"name": given} if isinstance(given, str) else dict(given)
     module, options = _resolve(str(options.pop("name", None)), options)
-    if module in (Fusion, DualEncoder, *TEXT.values()):
+    if module in (Fusion, DualEncoder, DenoisingMLP, *TEXT.values()):
         raise ValueError(f"{where} must name image networks, got {given!r}")
     return module, options
 

@@ -14,7 +14,7 @@ from kdjax.training import traced
 from kdjax.training.loss_scale import LossScale
 
 OPTIMIZERS = ("adamw", "adam", "sgd")
-SCHEDULES = ("constant", "cosine", "steps")
+SCHEDULES = ("constant", "cosine", "linear", "steps")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Training:
       optimizer: "adamw" (decoupled weight decay), "adam", or "sgd" (Nesterov off; weight decay is
         added to the gradient, as the CIFAR literature does).
       learning_rate: the peak.
-      schedule: "constant", "cosine" (to zero), or "steps" (times `decay` at each of
+      schedule: "constant", "cosine" or "linear" (to zero), or "steps" (times `decay` at each of
         `boundaries`).
       warmup: fraction of the steps over which the rate rises linearly from zero.
       boundaries: fractions of the steps, for the schedule "steps".
@@ -82,11 +82,18 @@ class Training:
             )
 
     def rate(self, step: jax.Array, steps: jax.Array) -> jax.Array:
-        """The learning rate at `step` of `steps`, traced."""
+        """The learning rate at `step` of `steps`, traced.
+
+        >>> linear = Training(learning_rate=1.0, schedule="linear", warmup=0.2)
+        >>> [round(float(linear.rate(step, 10)), 3) for step in (0, 1, 6, 10)]
+        [0.5, 1.0, 0.5, 0.0]
+        """
         done = step / steps
+        decaying = jnp.clip((done - self.warmup) / (1 - self.warmup), 0, 1)
         if self.schedule == "cosine":
-            left = jnp.clip((done - self.warmup) / (1 - self.warmup), 0, 1)
-            factor = 0.5 * (1 + jnp.cos(jnp.pi * left))
+            factor = 0.5 * (1 + jnp.cos(jnp.pi * decaying))
+        elif self.schedule == "linear":
+            factor = 1 - decaying
         elif self.schedule == "steps":
             passed = sum(jnp.where(done >= b, 1, 0) for b in self.boundaries)
             factor = self.decay**passed

@@ -246,7 +246,9 @@ def _needed(compiled) -> int:
 def _validation(stage: Stage, layout: Layout, state: State, frozen) -> tuple[int, int]:
     """Bytes of a validation's table, and of what scoring one batch needs beside its arguments."""
     validation, stream = stage.validation, stage.validation.stream
-    score, _, _ = compiled_validation(validation.evaluate, stream.assemble, validation.score, None)
+    score, _, _ = compiled_validation(
+        validation.evaluate, stream.assemble, validation.score, None, 1, validation.conclude
+    )
     table = _everywhere(stream.table, layout)
     item = layout.item(stage, "validation", next(iter(stream.items())))
     compiled = score.lower(state.variables, frozen, table, item).compile()

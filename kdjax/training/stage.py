@@ -298,12 +298,15 @@ class Validation:
       stream: the validation split.
       every: steps between evaluations; the last step of a stage is always evaluated.
       score: the metric whose largest value selects; the earliest of equals wins.
+      conclude: `{metric: mean} -> {metric: scalar}`, pure: what only the whole split tells, such as
+        the best of a grid. The totals of `evaluate` may then be arrays. None: the means.
     """
 
     evaluate: Callable[[Variables, PyTree], Mapping[str, Term]]
     stream: FiniteStream
     every: int
     score: str = "accuracy"
+    conclude: Callable[[Mapping[str, jax.Array]], Mapping[str, jax.Array]] | None = None
 
 
 @dataclasses.dataclass(frozen=True)

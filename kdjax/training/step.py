@@ -215,28 +215,46 @@ def _member_step(parts, names, assembles, state, frozen, tables, items, values, 
 
 @functools.lru_cache(maxsize=64)
 def compiled_validation(
-    evaluate: Callable, assemble: Callable, score: str, axes: tuple | None, groups: int = 1
+    evaluate: Callable,
+    assemble: Callable,
+    score: str,
+    axes: tuple | None,
+    groups: int = 1,
+    conclude: Callable | None = None,
 ):
     """`(score_batch, choose, names)` of a validation, shared by stages that validate alike.
 
     `score_batch(variables, frozen, table, item)` gives the rows (total, weight) of a batch;
     `choose(selected, rows of all batches, step, variables)`, not compiled yet, gives the better of
-    the two and the summed rows. `axes`: None for one member, else the axes of
-    (frozen, table, item) over members, frozen as pairs.
+    the two and the summed rows, or one of weight 1 for each that `conclude` makes of them. `axes`:
+    None for one member, else the axes of (frozen, table, item) over members, frozen as pairs.
     """
     names: list[str] = []
 
     def score_batch(variables, frozen, table, item):
         metrics = evaluate({**frozen, **variables}, assemble(table, item))
-        if score not in metrics:
-            raise ValueError(f"score {score!r} is not among the metrics {sorted(metrics)}")
-        names[:] = list(metrics)
+        if conclude is not None:
+            pairs = {n: [jnp.asarray(x, jnp.float32) for x in metrics[n][:2]] for n in metrics}
+            return {n: jnp.stack(jnp.broadcast_arrays(*pair)) for n, pair in pairs.items()}
+        known(metrics)
         return jnp.stack(
             [jnp.stack([jnp.asarray(x, jnp.float32) for x in metrics[n][:2]]) for n in names]
         )
 
+    def known(metrics):
+        if score not in metrics:
+            raise ValueError(f"score {score!r} is not among the metrics {sorted(metrics)}")
+        names[:] = list(metrics)
+
     def choose(selected, rows, step, variables):
-        total = sum(rows)
+        if conclude is None:
+            total = sum(rows)
+        else:
+            sums = jax.tree.map(lambda *x: sum(x), *rows)
+            metrics = conclude({n: x[0] / x[1] for n, x in sums.items()})
+            known(metrics)
+            values = jnp.stack([jnp.asarray(metrics[n], jnp.float32) for n in names])
+            total = jnp.stack([values, jnp.ones_like(values)], -1)
         value = total[names.index(score), 0] / total[names.index(score), 1]
         better = value > selected["score"]
         new = {"score": value, "step": step, "variables": variables}

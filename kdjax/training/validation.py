@@ -38,6 +38,7 @@ class Validator:
             validation.score,
             axes,
             stage.groups,
+            validation.conclude,
         )
         # What it returns lies as the state says, else the next step would be compiled anew.
         self._choose = jax.jit(choose, donate_argnums=0, out_shardings=(selected, None))

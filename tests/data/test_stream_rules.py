@@ -267,3 +267,41 @@ def test_noise_has_the_standard_deviation_that_is_asked_for():
     image = np.zeros((100, 100, 1), np.float32)
     noisy = augmentation.gaussian_noise(jax.random.key(0), image, std=0.25)
     assert abs(float(noisy.std()) - 0.25) < 0.01
+
+
+def test_a_numbered_stream_is_its_parts_and_begins_anywhere():
+    whole = take(data.numbered(8, seed=3), 4)
+    parts = [take(data.numbered(8, seed=3, process=i, processes=2), 4) for i in range(2)]
+    for step, item in enumerate(whole):
+        assert set(item) == {"seed", "step", "row"}
+        assert {x.dtype for x in item.values()} == {np.dtype("uint32")}
+        for name, x in item.items():
+            np.testing.assert_array_equal(x, np.concatenate([part[step][name] for part in parts]))
+    jax.tree.map(np.testing.assert_array_equal, take(data.numbered(8, seed=3), 2, 2), whole[2:])
+
+
+def test_the_examples_of_a_numbered_stream_are_all_different():
+    streams = [data.numbered(4, seed=3), data.numbered(4, seed=4)]
+    streams.append(streams[0].reordered(1))
+    found = [data.example_keys(item) for stream in streams for item in take(stream, 2)]
+    keys = np.concatenate([jax.random.key_data(x) for x in found])
+    assert len(np.unique(keys, axis=0)) == 24
+    again = data.example_keys(take(streams[0].reordered(1), 1)[0])
+    np.testing.assert_array_equal(jax.random.key_data(again), keys[16:20])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 0}, "batch_size=0 is not a positive multiple of the 1 processes"),
+        (
+            {"batch_size": 3, "process": 0, "processes": 2},
+            "batch_size=3 is not a positive multiple",
+        ),
+        ({"process": 2, "processes": 2}, "process=2 is none of the 2 processes"),
+        ({"seed": -1}, "seed must be in"),
+    ],
+)
+def test_a_bad_numbered_stream_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        data.numbered(**{"batch_size": 4, "seed": 0, **options})

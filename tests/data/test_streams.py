@@ -190,3 +190,17 @@ def test_a_value_that_is_not_finite_is_named():
     bad = Split.of({"image": images, "label": np.zeros(10, np.int32)}, "toy")
     with pytest.raises(ValueError, match="toy, field image, example 7"):
         data.resident(bad, 4, seed=0)
+
+
+def test_few_rows_fill_a_batch_by_several_epochs_each_with_views_of_its_own(split):
+    options = dict(seed=3, indices=[4, 9, 30], augment=[("gaussian_noise", {"std": 0.1})])
+    with pytest.raises(ValueError, match="batch_size=7 is larger than toy"):
+        data.resident(split, 7, **options)
+    items = take(data.resident(split, 7, **options, repeats=True), 3)
+    rows, epochs = (np.concatenate([item[n] for item in items]) for n in ("row", "epoch"))
+    for epoch in range(7):
+        assert sorted(rows[epochs == epoch]) == [4, 9, 30]
+    (batch, *_) = batches(data.resident(split, 7, **options, repeats=True), 1)
+    views = [x.tobytes() for x in np.asarray(batch["image"])]
+    assert len(set(views)) == 7
+    same(take(data.host(split, 7, **options, repeats=True), 3)[2]["row"], items[2]["row"])

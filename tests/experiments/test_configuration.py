@@ -75,7 +75,7 @@ def test_every_config_file_builds_its_task_and_methods(name, monkeypatch, tmp_pa
     task = tasks.task(ml_collections.ConfigDict(held), found)
     assert isinstance(task, Task)
     wanted = config.data.get("train_examples", 0) or config.data.get("rows", (0,))[0]
-    assert len(task.dataset.splits["train"]) == wanted or not wanted
+    assert not wanted or len(task.dataset.splits["train"]) == wanted
     methods = dict(config.get("arms", {})) or {"method": config.method}
     for fields in methods.values():
         fields = dict(fields)
@@ -117,13 +117,20 @@ def test_a_long_tail_and_what_a_role_reads_reach_the_task(config):
     config.data.train_imbalance = 10.0
     task = configuration.task(config)
     counts = np.bincount(task.dataset.splits["train"].labels())
-    assert (counts[0], counts[9]) == (126, 13)
+    assert (counts[0], counts[9]) == (125, 12)
     assert len(task.dataset.splits["test"]) == 360
     assert task.reads("student") == task.reads("teacher") == ("image",)
+    config.data.balanced_teacher = True
+    task = configuration.task(config)
+    sizes = [len(task.stream(role).table["label"]) for role in ("teacher", "student")]
+    assert sizes == [1257, counts.sum()]
     config.data.train_imbalance = 0.5
     with pytest.raises(ConfigError, match=r"config\.data\.train_imbalance: imbalance must be at"):
         configuration.task(config)
     config.data.train_imbalance, config.teacher.input = 0.0, ("audio",)
+    with pytest.raises(ConfigError, match="balanced_teacher is for a train_imbalance above zero"):
+        configuration.task(config)
+    config.data.balanced_teacher = False
     with pytest.raises(ValueError, match="teacher: a network reads the field 'audio'"):
         configuration.task(config)
 

@@ -46,8 +46,8 @@ def _start(cache, workdir, *more):
 
 
 def files(folder):
-    """Every file below a folder, when it was written and what it holds."""
-    found = sorted(p for p in folder.rglob("*") if p.is_file())
+    """Every file below a folder but the lock: when it was written and what it holds."""
+    found = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != ".lock")
     return {str(p.relative_to(folder)): (p.stat().st_mtime_ns, p.read_bytes()) for p in found}
 
 

@@ -40,7 +40,14 @@ TEMPERED = [
     "nkd",
     "plackett_luce",
 ]
-NO_LOGITS = ["gradient_align", "listmle_weights", "p_listmle_weights", "valid_labels"]
+NO_LOGITS = [
+    "gradient_align",
+    "gradient_cosine",
+    "listmle_weights",
+    "p_listmle_weights",
+    "pcgrad",
+    "valid_labels",
+]
 OTHER = ["plackett_luce_nll", "standardize_logits"]
 
 

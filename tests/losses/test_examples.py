@@ -261,6 +261,7 @@ COMPARING = [
     "dataset_matching",
     "dense_memory",
     "dense_relations",
+    "fusion_ratios",
     "logits",
     "memory_bank",
     "policy",

@@ -122,6 +122,27 @@ def test_the_teacher_is_trained_unless_it_is_given(task):
     assert stage_of(task, plackett_luce, plackett_luce.Config()).name == "distill"
 
 
+def test_the_rare_classes_of_a_long_tail_are_scored_by_themselves(task):
+    splits, variables = task.dataset.splits, task.variables("student")
+    assert "few_shot_accuracy" not in task.scores("student", variables, None)
+    tail = {**splits, "train": splits["train"].long_tailed(20, seed=0)}
+    tailed = dataclasses.replace(task, dataset=dataclasses.replace(task.dataset, splits=tail))
+    assert tailed.few_shot_classes().tolist() == [False] * 6 + [True] * 4
+    right = task.predict("student", variables).argmax(-1) == splits["test"].labels()
+    expected = right[splits["test"].labels() >= 6].mean()
+    found = tailed.scores("student", variables, None)["few_shot_accuracy"]
+    np.testing.assert_allclose(found, expected)
+
+
+def test_a_role_may_learn_from_another_split(task):
+    splits = {**task.dataset.splits, "few": task.dataset.splits["train"].subset(50, seed=0)}
+    both = dataclasses.replace(task, dataset=dataclasses.replace(task.dataset, splits=splits))
+    task = dataclasses.replace(both, learns_from={"teacher": "few"})
+    assert [len(task.stream(r).table["label"]) for r in ("teacher", "student")] == [50, 1257]
+    with pytest.raises(ValueError, match="the student learns from the split 'rare', but 'digits'"):
+        dataclasses.replace(task, learns_from={"student": "rare"})
+
+
 def test_a_cached_teacher_gives_the_student_of_a_live_one(task):
     teacher = task.variables("teacher")
     cached = dataclasses.replace(task, cache_teacher=True)

@@ -110,7 +110,7 @@ def test_micro_batches_and_padding_do_not_change_the_gradient(task):
     batch = batch_of(task)
     batch["tokens"], batch["segments"] = batch["tokens"][:, :1], batch["segments"][:, :1]
     whole = gradients(task, batch, 1)
-    padded = jax.tree.map(lambda x: jnp.concatenate([x, x]), batch)
+    padded = jax.tree.map(lambda x: jnp.concatenate([x, jnp.zeros_like(x)]), batch)
     padded["where"] = padded["where"].at[16:].set(False)
     other = gradients(task, padded, 4)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), other, whole)
@@ -157,6 +157,10 @@ def test_a_cached_teacher_says_what_a_live_one_does(task):
 
 
 def test_what_is_no_dual_encoder_or_no_retrieval_method_is_refused(task, pairs):
+    augmented = dataclasses.replace(task.training["student"], augment=data.augmentations(["flip"]))
+    training = {**task.training, "student": augmented}
+    with pytest.raises(ValueError, match="cache_teacher keeps one embedding an image"):
+        dataclasses.replace(task, training=training, cache_teacher=True)
     mlp = networks.from_function(lambda p, *x: x[0] * p["w"], params={"w": jnp.ones(())})
     with pytest.raises(ValueError, match="the student must be a dual encoder"):
         dataclasses.replace(task, networks={**task.networks, "student": mlp})

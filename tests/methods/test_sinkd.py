@@ -11,13 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from step_toys import close, first_batch, gradient_of, padded, stage_of
 
 from kdjax import losses, methods
 from kdjax.methods import kd, sinkd, supervised
 from kdjax.training import Compute, divide, read_metrics, run
-from kdjax.training.gradients import gradient
-from kdjax.training.stage import Context
-from kdjax.training.state import pick, values_at
 
 STUDENT = jax.random.normal(jax.random.key(1), (8, 5)) * 3
 TEACHER = jax.random.normal(jax.random.key(2), (8, 5)) * 3
@@ -26,51 +24,9 @@ RNG = jax.random.key(0)
 STRONG = sinkd.Config(sinkhorn_weight=1.0)
 
 
-def stage_of(task, module, config, microbatches=1):
-    training = dataclasses.replace(task.training["student"], microbatches=microbatches)
-    task = dataclasses.replace(task, training={**task.training, "student": training})
-    return module.recipe(task.with_teacher(task.variables("teacher")), config).send(None)
-
-
-def gradient_of(stage, batch, step=3):
-    """The student's gradient and the metrics of a step of 30."""
-    (update,), prepare = stage.program.updates, stage.program.prepare
-    values = values_at(stage.program.schedules, stage.values, step, 30)
-    context = Context({}, RNG, jnp.int32(step), values)
-    live = {"student": stage.variables["student"]}
-    frozen = {role: x for role, x in stage.variables.items() if role not in live}
-
-    @jax.jit
-    def compute(live, frozen, batch):
-        if prepare is not None:
-            batch, _ = prepare({**frozen, **live}, batch, context)
-        params = pick(live, update.trains)
-        result = gradient(update, params, live, frozen, batch, context)
-        return result.gradient, {n: divide(*term[:2]) for n, term in result.metrics.items()}
-
-    return compute(live, frozen, batch)
-
-
 @pytest.fixture
 def batch(task):
-    stream = task.stream("student")
-    whole = jax.jit(stream.assemble)(stream.table, next(stream.items()))
-    return {"train": jax.tree.map(lambda x: x[:16], whole)}
-
-
-def close(a, b, rtol=2e-5):
-    scale = max(float(jnp.abs(x).max()) for x in jax.tree.leaves(b))
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=rtol, atol=rtol * scale), a, b)
-
-
-def padded(batch):
-    padding = {
-        "image": jnp.full((8, 8, 8, 1), 1e4),
-        "label": jnp.full(8, -100, jnp.int32),
-        "id": jnp.zeros(8, jnp.int32),
-        "where": jnp.zeros(8, bool),
-    }
-    return {"train": {n: jnp.concatenate([x, padding[n]]) for n, x in batch["train"].items()}}
+    return first_batch(task)
 
 
 def test_the_step_does_not_depend_on_padding_or_micro_batches(task, batch):

@@ -42,7 +42,7 @@ def networks():
     every = dataclasses.replace(heads, inputs=())
     return {
         "decoder": (build("decoder", num_classes=9, **decoder), EVERY, TOKENS),
-        "remat": (build("decoder", num_classes=9, remat=True, **decoder), EVERY, TOKENS),
+        "remat": (build("decoder", num_classes=9, remat="block", **decoder), EVERY, TOKENS),
         "bfloat16": (build("decoder", num_classes=9, dtype="bfloat16", **decoder), EVERY, TOKENS),
         "heads": (as_network(Twice()), heads, X),
         "nnx": (as_network(lambda rngs: nnx.Linear(4, 3, rngs=rngs)), every, X),

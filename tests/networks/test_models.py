@@ -72,7 +72,8 @@ def test_parameter_counts_are_the_published_ones(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["mlp", "max_pool_convnet", "resnet8", "resnet8x4", "wrn_16_1", "vit", "vit_tiny"]
+    "name",
+    ["mlp", "convnet", "max_pool_convnet", "resnet8", "resnet8x4", "wrn_16_1", "vit", "vit_tiny"],
 )
 @pytest.mark.parametrize("shape", [(2, 8, 8, 1), (2, 28, 28, 1), (2, 32, 32, 3)])
 def test_output_shapes_for_any_input(name, shape):
@@ -81,22 +82,30 @@ def test_output_shapes_for_any_input(name, shape):
     output = jax.eval_shape(
         lambda v, x: network.apply(v, x, train=True, rng=KEY).output, shapes(network, shape), x
     )
-    width = {
-        "mlp": 256,
-        "max_pool_convnet": 48,
-        "resnet8": 64,
-        "resnet8x4": 256,
-        "wrn_16_1": 64,
-        "vit": 64,
-    }
+    width = {"mlp": 256, "resnet8x4": 256, "vit_tiny": 192, "max_pool_convnet": 48}
     assert output["logits"].shape == (2, 7)
-    assert output["features"].shape == (2, width.get(name, 192))
+    assert output["features"].shape == (2, width.get(name, 64))
     assert {leaf.dtype for leaf in jax.tree.leaves(output)} == {jnp.dtype("float32")}
+
+
+def test_the_blocks_of_a_convnet_are_convolutions_with_a_relu():
+    network, x = build("convnet", 3, widths=(4, 5), strides=(1, 2)), draw_images()
+    variables = network.init(KEY, x)
+    out = network.apply(variables, x, taps=("block*/out",))
+    for i, stride in enumerate((1, 2)):
+        conv = jax.tree.map(np.asarray, variables["params"][f"block{i}"]["conv"])
+        x = np.maximum(convolve(np.asarray(x), conv["kernel"], stride, 1) + conv["bias"], 0)
+        np.testing.assert_allclose(out.taps[f"block{i}/out"], x, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(out.output["features"], x.mean((1, 2)), rtol=1e-4, atol=1e-5)
+
+
+def draw_images():
+    return jax.random.normal(KEY, (2, 8, 8, 1))
 
 
 def test_every_named_network_can_be_built():
     for name in NAMES:
-        if name not in ("fusion", "dual_encoder"):  # of several inputs
+        if name not in ("fusion", "dual_encoder", "denoising_mlp"):  # of several inputs
             shapes(build(name, 3), (1, 32, 32, 3))
 
 
@@ -251,6 +260,7 @@ def test_the_same_arguments_give_the_same_network():
         (lambda: build("wrn_17_2", 10), r"6n \+ 4"),
         (lambda: ResNet(10, depth=21), r"6n \+ 2"),
         (lambda: build("vit", 10, pool="max"), "pool must be"),
+        (lambda: build("convnet", 10, strides=(1,)), "widths and strides must be of the same"),
         (lambda: build("vit", 10, heads=5), "multiple of heads=5"),
         (lambda: shapes(build("vit", 10, patch=5), (1, 8, 8, 1)), "patch=5 must divide"),
     ],

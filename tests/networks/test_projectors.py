@@ -284,6 +284,14 @@ def test_an_embedding_is_linear_and_of_unit_length_on_request(normalized):
     np.testing.assert_allclose(run(module, variables, maps), expected, rtol=1e-4, atol=1e-6)
 
 
+def test_an_embedding_without_a_bias_is_a_matrix():
+    module, maps = projectors.LinearEmbedding(4, normalized=False, use_bias=False), draw(2, 3)
+    variables = start(module, maps)
+    assert set(variables["params"]["linear"]) == {"kernel"}
+    expected = maps @ variables["params"]["linear"]["kernel"]
+    np.testing.assert_allclose(run(module, variables, maps), expected, rtol=1e-5, atol=1e-6)
+
+
 def test_an_embedding_of_zero_stays_zero_without_a_gradient():
     module, maps = projectors.LinearEmbedding(4), jnp.zeros((2, 3))
     variables = start(module, maps)

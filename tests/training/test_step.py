@@ -15,6 +15,7 @@ from kdjax.training import (
     Program,
     Settings,
     Stage,
+    Term,
     Update,
     Validation,
     read_metrics,
@@ -310,3 +311,41 @@ def test_named_streams_feed_one_step():
     program = Program((Update(objective, ("student",), toys.sgd(), microbatches=3),))
     toys.train(program, {"student": toys.init(1)}, 5, data, metrics=metrics)
     assert {"loss/ce", "loss/size"} <= set(metrics.rows[-1])
+
+
+@pytest.mark.parametrize("size", [40, 7])
+def test_a_validation_concludes_from_the_means_of_the_whole_split(size):
+    """The best of a grid is that of the summed batches, not a mean of each batch's best."""
+    scales, accuracy = jnp.array([-1.0, 1.0, 2.0]), toys.accuracy("student")
+
+    def evaluate(variables, batch):
+        total, weight, _ = accuracy(variables, batch)["accuracy"]
+        hit = jnp.stack([weight - total, total, total])
+        return {"grid": Term(hit, weight)}
+
+    def conclude(means):
+        best = jnp.argmax(means["grid"])
+        return {"accuracy": means["grid"].max(), "scale": scales[best]}
+
+    split = toys.Split(toys.problem(), size)
+    plain = Validation(accuracy, split, 5)
+    grid = Validation(evaluate, split, 5, conclude=conclude)
+    rows = []
+    for validation in (plain, grid):
+        writer = MetricWriter(None)
+        toys.train(
+            annealed(),
+            pair(),
+            10,
+            memory={"n": jnp.int32(7)},
+            validation=validation,
+            metrics=writer,
+        )
+        rows.append([r for r in writer.rows if r["kind"] == "validation"])
+    assert [r["step"] for r in rows[1]] == [5, 10]
+    for one, other in zip(*rows):
+        assert other["accuracy"] == pytest.approx(max(one["accuracy"], 1 - one["accuracy"]))
+        assert other["scale"] == (1.0 if one["accuracy"] > 0.5 else -1.0)
+    missing = Validation(evaluate, split, 5, "f1", conclude)
+    with pytest.raises(ValueError, match="score 'f1' is not among the metrics"):
+        toys.train(annealed(), pair(), 5, memory={"n": jnp.int32(7)}, validation=missing)

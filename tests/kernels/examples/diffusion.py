@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kdjax.losses import (
+    bootstrapping,
     diffusion,
     diffusion_steps,
     noise_schedules,
@@ -198,6 +199,20 @@ PARAMETERISATIONS = {
             Refused({"next_sigma": ones(2)}, "next_sigma must have the leading axes of noisy"),
         ),
     ),
+    "ddim_sample": Example(
+        diffusion_steps.ddim_sample,
+        draw(noise=normal(*SHAPE), times=np.array([0.9, 0.5, 0.1], np.float32)),
+        {"denoiser": denoiser},
+        differentiated=("noise", "times"),
+        extreme=("noise",),
+        batched=("noise",),
+        refused=(
+            Refused({"times": np.array([0.1, 0.5], np.float32)}, "times must fall, got"),
+            Refused({"times": ones(1)}, "times must be shaped \\[times>=2\\]"),
+            Refused({"times": np.array([1.5, 0.5], np.float32)}, "times must lie in \\[0, 1\\]"),
+            Refused({"noise": ones()}, "noise must be shaped \\[batch, ...\\], got shape"),
+        ),
+    ),
     "euler_step": aligned(diffusion_steps.euler_step, ("noisy", "slope"), ("time", "next_time")),
     "heun_step": aligned(
         diffusion_steps.heun_step,
@@ -260,6 +275,57 @@ def of_examples(kernel, *arguments, differentiated, where=True, refused=(), **op
         sloped=False,  # a target is made of the student's own data, and stopped
     )
 
+
+def bootstrapped(kernel, *arrays, refused=(), **options):
+    """A target of BOOT, which has no gradient at all."""
+    arguments = (*arrays, "times", "next_times")
+    return Example(
+        kernel,
+        draw(
+            **dict.fromkeys(arrays, normal(*SHAPE)),
+            times=levels(0.5, 0.9),
+            next_times=levels(0.1, 0.4),
+        ),
+        options,
+        stopped=arguments,
+        extreme=arrays,
+        batched=arguments,
+        refused=(
+            Refused(
+                {"next_times": ones(BATCH)}, "next_times must be (at most|less than) times, got 1"
+            ),
+            Refused({"next_times": ones(2)}, "next_times must have the shape of times \\(3,\\)"),
+            Refused({"times": ones(BATCH)}, "alpha\\(times\\) must be > 0, got 0.0"),
+            Refused({"times": 2 * ones(BATCH)}, "times must lie in \\[0, 1\\], got 2.0"),
+            *refused,
+        ),
+    )
+
+
+BOOTSTRAPPING = {
+    "boot_target_exact": bootstrapped(bootstrapping.boot_target_exact, "signal", "clean"),
+    "boot_target_euler": bootstrapped(bootstrapping.boot_target_euler, "signal", "clean"),
+    "boot_target_heun": bootstrapped(
+        bootstrapping.boot_target_heun,
+        "signal",
+        "noise",
+        teacher=denoiser,
+        refused=(
+            Refused({"next_times": 0 * ones(BATCH)}, "sigma\\(next_times\\) must be > 0, got 0.0"),
+        ),
+    ),
+    "boot_weight": bootstrapped(
+        bootstrapping.boot_weight,
+        weighting="inverse_squared_step",
+        refused=(
+            Refused({"weighting": "step"}, "weighting must be one of"),
+            Refused(
+                dict.fromkeys(("times", "next_times"), 0.5 * ones(BATCH)),
+                "next_times must be less than times, got 0.5 for 0.5",
+            ),
+        ),
+    ),
+}
 
 BAD_WEIGHT = Refused({"weight": ones(2)}, "weight must be a scalar or shaped .* got \\(2,\\)")
 SCORES = ("student_data", "critic_prediction", "teacher_prediction")
@@ -381,4 +447,4 @@ STEP_DISTILLATION = {
     ),
 }
 
-EXAMPLES = {**SCHEDULES, **PARAMETERISATIONS, **STEP_DISTILLATION}
+EXAMPLES = {**SCHEDULES, **PARAMETERISATIONS, **BOOTSTRAPPING, **STEP_DISTILLATION}

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kdjax.losses import (
+    bootstrapping,
     diffusion,
     diffusion_steps,
     noise_schedules,
@@ -231,10 +232,53 @@ def flow_match_scheduler(case):
     }
 
 
+def boot(case):
+    """Of the recorded ratio and slope, targets of the signal 1 or 0 and the prediction 0 or 1."""
+    times, next_times, regression = case["t"], case["s"], step_distillation.target_regression
+    start, end = (noise_schedules.cosine_schedule(t) for t in (times, next_times))
+    noise, signal, clean = case["eps"], case["y_t"], case["teacher_x"]
+    one, none = jnp.ones((len(times), 1), times.dtype), jnp.zeros((len(times), 1), times.dtype)
+    noisy = diffusion.add_noise(signal, noise, *start)
+    moved = diffusion_steps.ddim_step(noisy, clean, *start, *end)
+    exact = bootstrapping.boot_target_exact(signal, clean, times, next_times)
+    euler = bootstrapping.boot_target_euler(signal, clean, times, next_times)
+    slope = bootstrapping.boot_target_euler(none, one, times, next_times)[:, 0]
+    predictions = iter([clean, case["teacher_x_at_s"]])
+    results = {
+        "s": jnp.maximum(times - case["delta"], case["t_min"]),
+        "x_t": noisy,
+        "ratio": bootstrapping.boot_target_exact(one, none, times, next_times)[:, 0],
+        "lambda_prime": slope / (times - next_times),
+        "target_exact": exact,
+        "target_euler": euler,
+        "target_heun_log": bootstrapping.boot_target_heun(
+            signal, noise, times, next_times, teacher=lambda *_: next(predictions)
+        ),
+        "ddim_next": moved,
+        "signal_of_ddim_next": diffusion.clean_from_noise(moved, noise, *end),
+    }
+
+    def loss(prediction, target, weighting):
+        weight = bootstrapping.boot_weight(times, next_times, weighting=weighting)
+        return regression(prediction, target, weight=weight).mean()
+
+    value_and_grad = jax.value_and_grad(loss)
+    for name, target, weighting in (
+        ("exact_uniform", exact, "uniform"),
+        ("euler_inv_delta2", euler, "inverse_squared_time"),
+        ("exact_inv_step2", exact, "inverse_squared_step"),
+    ):
+        found = value_and_grad(case["g_s"], target, weighting)
+        results[f"loss_{name}"], results[f"grad_gs_{name}"] = found
+    boundary = value_and_grad(case["g_T"], case["teacher_x_T"], "uniform")
+    return {**results, "loss_boundary": boundary[0], "grad_gT": boundary[1]}
+
+
 ADAPTERS = {
     "00e-diffusion_basics": diffusion_basics,
     "00e-karras_distillation": karras_distillation,
     "19-denoising_losses": denoising,
     "19-dmd_kl_grad": dmd,
     "19-flow_match_scheduler": flow_match_scheduler,
+    "23-boot_losses": boot,
 }
