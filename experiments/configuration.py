@@ -215,16 +215,23 @@ def dataset(fields: Mapping[str, Any]) -> data.Dataset:
 
     `train_imbalance` above zero makes it long-tailed first, the first class that many times as
     large as the last; with `balanced_teacher` what it was is kept as the split `balanced`.
+    `padding` above zero puts so many zeros around every image.
     """
     fields = dict(plain(fields))
     for name in ("mean", "std"):
         fields.pop(name, None)
     examples = fields.pop("train_examples", 0)
     imbalance = fields.pop("train_imbalance", 0)
+    padding = fields.pop("padding", 0)
     balanced = fields.pop("balanced_teacher", False)
     if balanced and not imbalance:
         raise ConfigError("config.data.balanced_teacher is for a train_imbalance above zero")
     found = data.load(fields.pop("name"), **fields)
+    if padding:
+        try:
+            found = found.padded(padding)
+        except ValueError as error:
+            raise ConfigError(f"config.data.padding: {error}") from error
     if imbalance:
         try:
             train = found.splits["train"].long_tailed(imbalance, seed=0)

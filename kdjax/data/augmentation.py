@@ -82,6 +82,16 @@ def normalize(image: jax.Array, mean: tuple | None, std: tuple | None) -> jax.Ar
     return image if std is None else image / jnp.asarray(std, image.dtype)
 
 
+def denormalize(image: jax.Array, mean: tuple | None, std: tuple | None) -> jax.Array:
+    """`image * std + mean`: what `normalize` was given.
+
+    >>> denormalize(jnp.array([[0.0, 2.0]]), (0.5, 0.5), (0.25, 0.25)).tolist()
+    [[0.5, 1.0]]
+    """
+    image = image if std is None else image * jnp.asarray(std, image.dtype)
+    return image if mean is None else image + jnp.asarray(mean, image.dtype)
+
+
 SINGLE: dict[str, Callable] = {
     "pad_crop": pad_crop,
     "flip": flip,

@@ -202,6 +202,28 @@ class Dataset:
     def num_classes(self) -> int:
         return len(self.class_names)
 
+    def padded(self, padding: int) -> Dataset:
+        """The data set with so many rows and columns of zeros on each side of every image.
+
+        All images are read into memory.
+
+        Raises:
+          ValueError: padding that is no positive integer.
+
+        >>> images = np.ones((30, 8, 8, 1), np.uint8)
+        >>> Dataset.of((images, np.arange(30) % 3)).padded(3).splits["test"].fields["image"]
+        (14, 14, 1)
+        """
+        if not isinstance(padding, int) or padding < 1:
+            raise ValueError(f"padding must be a positive integer, got {padding!r}")
+        around = ((0, 0), (padding, padding), (padding, padding), (0, 0))
+        splits = {}
+        for name, split in self.splits.items():
+            arrays = split.arrays()
+            image = np.pad(arrays["image"], around)
+            splits[name] = Split.of({**arrays, "image": image}, split.where)
+        return dataclasses.replace(self, splits=splits)
+
     @classmethod
     def of(
         cls,

@@ -145,6 +145,7 @@ from kdjax.losses.divergences import (
     reverse_kl,
     skewed_forward_kl,
     skewed_reverse_kl,
+    standard_normal_kl,
     total_variation,
 )
 from kdjax.losses.domain_mixture import (
@@ -256,6 +257,7 @@ from kdjax.losses.noise_schedules import (
     loss_weight,
     shift_sigmas,
 )
+from kdjax.losses.phases import PhaseState, alternating_phases, phase_controller
 from kdjax.losses.policy import (
     clipped_policy_gradient,
     discounted_returns,
@@ -457,6 +459,7 @@ __all__ = [
     "FloatFormat",
     "Head",
     "Interpolation",
+    "PhaseState",
     "Quantized",
     "TaidState",
     "Transport",
@@ -472,6 +475,7 @@ __all__ = [
     "align_spans",
     "all_modality_subsets",
     "alpha_beta_divergence",
+    "alternating_phases",
     "annealed_ratio",
     "apply_modality_mask",
     "approx_ndcg",
@@ -687,6 +691,7 @@ __all__ = [
     "patient_kd_layers",
     "pcgrad",
     "permute_dark_knowledge",
+    "phase_controller",
     "pixel_embeddings",
     "pixelwise_kd",
     "pkt",
@@ -750,6 +755,7 @@ __all__ = [
     "sparse_tvd",
     "sparsity_penalty",
     "srrl",
+    "standard_normal_kl",
     "standardize_logits",
     "straight_through_round",
     "survival_risk",

@@ -12,7 +12,7 @@ underflows to 0. A row of -inf alone is no distribution.
 """
 
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from kdjax.losses import checks, log_space
 from kdjax.losses.checks import Logits, Losses, Scalar
@@ -48,6 +48,35 @@ def kl_divergence(p_logits: Logits, q_logits: Logits) -> Losses:
 
 
 forward_kl = kl_divergence
+
+
+def standard_normal_kl(
+    mean: Float[Array, "*batch latent"], log_variance: Float[Array, "*batch latent"]
+) -> Losses:
+    """KL of a diagonal normal from the standard normal: what a variational autoencoder pays.
+
+        KL(N(m, e^v) || N(0, 1)) = 1/2 sum_i (e^v_i + m_i^2 - 1 - v_i)
+
+    Args:
+      mean: m, floats [..., latent]. Differentiated.
+      log_variance: v, floats [..., latent]. Differentiated.
+
+    Returns:
+      [...], >= 0, in nats; infinite where e^v is.
+
+    Raises:
+      ValueError: shapes that differ. TypeError: arrays that are not floats.
+
+    Source: Kingma and Welling 2014, arXiv:1312.6114, appendix B.
+
+    >>> import jax.numpy as jnp
+    >>> print(f"{standard_normal_kl(jnp.array([2.0, 0.0]), jnp.zeros(2)):.1f}")
+    2.0
+    """
+    axes = {"mean": "... latent", "log_variance": "... latent"}
+    m, v = checks.shaped(axes, mean=mean, log_variance=log_variance)
+    # expm1(v) - v >= 0: no cancellation where the two distributions are almost one.
+    return 0.5 * jnp.sum(m**2 + (jnp.expm1(v) - v), axis=-1)
 
 
 def reverse_kl(p_logits: Logits, q_logits: Logits) -> Losses:

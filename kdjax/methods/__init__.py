@@ -14,6 +14,7 @@ NAMES = (
     "plackett_luce",
     "dual_head_kd",
     "sinkd",
+    "hard",
     "trg",
     "dho",
     "active_kd",

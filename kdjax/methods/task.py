@@ -263,6 +263,7 @@ class Task:
         streams: Mapping[str, Any] | None = None,
         examples: int | None = None,
         values: Mapping[str, float] = NOTHING,
+        steps: int | None = None,
         beside: Mapping[str, Any] = NOTHING,
     ) -> Generator:
         """The stage `distill`: a fresh student, taught by `teacher` on the stream `train`.
@@ -276,6 +277,7 @@ class Task:
           streams: what it reads; None: the stream `train` of the student.
           examples: how many of them a step trains on, where that is not all.
           values: of the fields that the program reads as traced ones.
+          steps: of the stage, where the student does not learn in every one; None: the student's.
           beside: further streams, where `streams` is None.
         """
         if streams is None:
@@ -289,7 +291,7 @@ class Task:
                 program,
                 {"student": self.start("student"), **taught, **extra},
                 streams,
-                self.training["student"].steps,
+                steps or self.training["student"].steps,
                 memory={} if memory is None else memory,
                 validation=self.validation("student"),
                 examples=examples,

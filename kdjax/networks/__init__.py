@@ -1,6 +1,7 @@
 """Networks: two pure functions, whatever they were written in, and taps into their values."""
 
 from kdjax.networks.adapters import as_network
+from kdjax.networks.augmentors import Augmentor, mix_images
 from kdjax.networks.denoisers import DenoisingMLP, gaussian_mixture
 from kdjax.networks.dual_encoder import DualEncoder, TextEncoder
 from kdjax.networks.functions import from_function
@@ -9,6 +10,7 @@ from kdjax.networks.heads import ClassifierHead, InstanceTemperature
 from kdjax.networks.inheritance import inherit_weights
 from kdjax.networks.linen import from_linen
 from kdjax.networks.lora import LoRA, attach
+from kdjax.networks.max_pool_convnet import MaxPoolConvNet
 from kdjax.networks.mlp import MLP
 from kdjax.networks.network import (
     Applied,
@@ -36,8 +38,15 @@ from kdjax.networks.projectors import (
 )
 from kdjax.networks.registry import NAMES, build
 from kdjax.networks.resnet import ResNet
+from kdjax.networks.spatial_transforms import (
+    affine_grid,
+    affine_matrices,
+    affine_transform,
+    grid_sample_bilinear,
+)
 from kdjax.networks.text_classifier import TextClassifier
 from kdjax.networks.transformer import Decoder, DecoderConfig
+from kdjax.networks.variational_autoencoder import VariationalAutoencoder
 from kdjax.networks.vit import ViT
 from kdjax.networks.wrn import WideResNet
 
@@ -47,6 +56,7 @@ __all__ = [
     "NAMES",
     "PRECISIONS",
     "Applied",
+    "Augmentor",
     "ClassifierHead",
     "ConvRegressor",
     "Decoder",
@@ -58,6 +68,7 @@ __all__ = [
     "InstanceTemperature",
     "LinearEmbedding",
     "LoRA",
+    "MaxPoolConvNet",
     "Network",
     "OFDConnector",
     "Paraphraser",
@@ -71,8 +82,12 @@ __all__ = [
     "TextEncoder",
     "Translator",
     "VIDHead",
+    "VariationalAutoencoder",
     "ViT",
     "WideResNet",
+    "affine_grid",
+    "affine_matrices",
+    "affine_transform",
     "as_network",
     "attach",
     "available_taps",
@@ -82,7 +97,9 @@ __all__ = [
     "from_linen",
     "from_nnx",
     "gaussian_mixture",
+    "grid_sample_bilinear",
     "in_precision",
     "inherit_weights",
     "logits_of",
+    "mix_images",
 ]

@@ -16,6 +16,7 @@ from kdjax.networks.denoisers import DenoisingMLP
 from kdjax.networks.dual_encoder import DualEncoder, TextEncoder
 from kdjax.networks.fusion import Fusion
 from kdjax.networks.linen import from_linen
+from kdjax.networks.max_pool_convnet import MaxPoolConvNet
 from kdjax.networks.mlp import MLP
 from kdjax.networks.network import Network
 from kdjax.networks.resnet import ResNet
@@ -27,6 +28,7 @@ from kdjax.networks.wrn import WideResNet
 _WIDE = (32, 64, 128, 256)
 NAMES: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
     "mlp": (MLP, {}),
+    "max_pool_convnet": (MaxPoolConvNet, {}),
     "convnet": (ConvNet, {}),
     **{f"resnet{depth}": (ResNet, {"depth": depth}) for depth in (8, 14, 20, 32, 44, 56, 110)},
     **{f"resnet{depth}x4": (ResNet, {"depth": depth, "widths": _WIDE}) for depth in (8, 32)},

@@ -135,6 +135,18 @@ def test_a_long_tail_and_what_a_role_reads_reach_the_task(config):
         configuration.task(config)
 
 
+def test_images_can_be_put_into_a_frame_of_zeros(config):
+    config.data.padding = 3
+    found = configuration.dataset(config.data)
+    image, plain = (x.splits["test"].arrays()["image"] for x in (found, data.load("digits")))
+    assert image.shape[1:] == (14, 14, 1)
+    np.testing.assert_array_equal(image[:, 3:11, 3:11], plain)
+    assert image.sum() == plain.sum()
+    config.data.padding = -1
+    with pytest.raises(ConfigError, match=r"config\.data\.padding: padding must be a positive"):
+        configuration.dataset(config.data)
+
+
 def _set(path, value):
     def change(config):
         *parents, name = path.split(".")

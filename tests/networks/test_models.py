@@ -72,7 +72,8 @@ def test_parameter_counts_are_the_published_ones(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["mlp", "convnet", "resnet8", "resnet8x4", "wrn_16_1", "vit", "vit_tiny"]
+    "name",
+    ["mlp", "convnet", "max_pool_convnet", "resnet8", "resnet8x4", "wrn_16_1", "vit", "vit_tiny"],
 )
 @pytest.mark.parametrize("shape", [(2, 8, 8, 1), (2, 28, 28, 1), (2, 32, 32, 3)])
 def test_output_shapes_for_any_input(name, shape):
@@ -81,7 +82,7 @@ def test_output_shapes_for_any_input(name, shape):
     output = jax.eval_shape(
         lambda v, x: network.apply(v, x, train=True, rng=KEY).output, shapes(network, shape), x
     )
-    width = {"mlp": 256, "resnet8x4": 256, "vit_tiny": 192}
+    width = {"mlp": 256, "resnet8x4": 256, "vit_tiny": 192, "max_pool_convnet": 48}
     assert output["logits"].shape == (2, 7)
     assert output["features"].shape == (2, width.get(name, 64))
     assert {leaf.dtype for leaf in jax.tree.leaves(output)} == {jnp.dtype("float32")}
