@@ -396,7 +396,7 @@ def searched(task: Task, variables: PyTree) -> np.ndarray:
 
 def mixed(variables: PyTree, interpolation: np.ndarray) -> PyTree:
     """A student's variables with another alpha and beta."""
-    alpha, beta = interpolation
+    alpha, beta = map(jnp.asarray, interpolation)
     return {**variables, "interpolation": {"alpha": alpha, "beta": beta}}
 
 

@@ -188,6 +188,7 @@ def test_the_best_mixture_is_searched_each_time_and_kept_with_the_student(taught
     best = losses.search_alpha_beta(said["ce_logits"], said["kd_logits"], labels)
     (row,) = [r for r in metrics.rows if r["kind"] == "validation" and r["step"] == 6]
     kept = found.last["interpolation"]
+    assert all(isinstance(x, jax.Array) for x in kept.values())  # which can be saved
     for name in ("alpha", "beta"):
         assert float(kept[name]) == pytest.approx(float(getattr(best, name)))
         assert row[name] == pytest.approx(float(kept[name]))
