@@ -6,6 +6,16 @@ import sys
 import jax
 import pytest
 
+# Scripts that the tests start, some with flags of their own: not to be imported for doctests.
+collect_ignore = [
+    "per_device.py",
+    "resumable.py",
+    "several.py",
+    "sharded.py",
+    "short_run.py",
+    "torture.py",
+]
+
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 
 

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from kdjax.training import Display, MetricWriter, Settings, read_metrics, run
 from kdjax.training import Stage as Node
+from kdjax.training.nonfinite import NonFinitePolicy
 from kdjax.training.reports import Reports
 
 
@@ -87,7 +88,8 @@ def test_speed_counts_the_examples_that_a_step_trains_on(examples, expected, mon
     data = {"train": toys.TableStream(toys.problem(), 24)}
     stage = Node("toy", toys.program(), {}, data, 5, examples=examples)
     metrics = MetricWriter(None)
-    reports = Reports(stage, ["loss/ce"], 5, [], metrics, Display(enabled=False))
+    policy = NonFinitePolicy(stage, "stop", 1)
+    reports = Reports(stage, ["loss/ce"], 5, [], policy, metrics, Display(enabled=False))
     now[0] = 1.0  # five steps a second
     for step in range(1, 6):
         reports.add(step, np.ones((1, 2), np.float32), 0.0)
