@@ -3,6 +3,7 @@
 from kdjax.networks.adapters import as_network
 from kdjax.networks.denoisers import DenoisingMLP, gaussian_mixture
 from kdjax.networks.dual_encoder import DualEncoder, TextEncoder
+from kdjax.networks.feature_masks import GateNet, MaskNet, mask_width, masked_feature
 from kdjax.networks.functions import from_function
 from kdjax.networks.fusion import Fusion
 from kdjax.networks.heads import ClassifierHead, InstanceTemperature
@@ -55,9 +56,11 @@ __all__ = [
     "DualEncoder",
     "FactorEncoder",
     "Fusion",
+    "GateNet",
     "InstanceTemperature",
     "LinearEmbedding",
     "LoRA",
+    "MaskNet",
     "Network",
     "OFDConnector",
     "Paraphraser",
@@ -85,4 +88,6 @@ __all__ = [
     "in_precision",
     "inherit_weights",
     "logits_of",
+    "mask_width",
+    "masked_feature",
 ]
