@@ -29,6 +29,7 @@ NAMES = (
     "contrastive",
     "trajectory_regression",
     "boot",
+    "mst_distill",
 )
 
 
