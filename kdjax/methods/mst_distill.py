@@ -391,7 +391,7 @@ def cast_of(task: Task, config: Config) -> Cast:
         tuple(task.reads(role) for role in PEERS),
         task.training["student"],
         config,
-        len(task.dataset.splits["train"]),
+        len(task.dataset.splits[task.learns_from.get("student", "train")]),
     )
     for role, layer in config.masks.values():
         network, x = task.networks[role], task.examples(role)

@@ -133,10 +133,8 @@ def test_a_mask_moves_towards_the_student_and_alone(play):
         assert list(grads) == [role]
         before, _ = mst_distill.alignment(cast, variables, m, train, target)
         np.testing.assert_allclose(metrics["loss/alignment"], before.mean(), rtol=1e-5)
-        params = variables[role]["params"]
-        flat = dict(jax.tree_util.tree_leaves_with_path(grads[role]))
-        assert len(flat) == len(jax.tree.leaves(params))
-        assert size(flat) > 0
+        assert len(grads[role]) == len(jax.tree.leaves(variables[role]["params"]))
+        assert size(grads) > 0
 
 
 def test_the_gate_learns_from_its_balance_alone_unless_it_weighs(play):
@@ -181,8 +179,8 @@ def test_micro_batches_change_nothing(play):
 def test_padding_changes_nothing(play):
     cast, variables, batch = play()
     whole = compute(mst_distill.distillation(cast), variables, batch)
-    padded = jax.tree.map(lambda x: jnp.concatenate([x, x]), batch["train"])
-    padded["where"] = padded["where"] & (jnp.arange(32) < 16)
+    padded = jax.tree.map(lambda x: jnp.concatenate([x, 3 * x]), batch["train"])
+    padded["where"] = jnp.arange(32) < 16
     found = compute(mst_distill.distillation(cast), variables, {"train": padded})
     close(found[0], whole[0])
 
