@@ -243,6 +243,7 @@ from kdjax.losses.mutual import (
     kdcl_linear,
     kdcl_min_logit,
     kdcl_naive,
+    mutual_cotraining_loss,
     one_loss,
 )
 from kdjax.losses.noise_schedules import (
@@ -391,6 +392,7 @@ from kdjax.losses.teacher_free import (
     virtual_teacher,
     virtual_teacher_kd,
 )
+from kdjax.losses.teacher_routing import route_topk, routed_topk_distillation
 from kdjax.losses.temperature import gradient_reversal, learned_temperature, reversal_schedule
 from kdjax.losses.token_graph import (
     inner_context_loss,
@@ -670,6 +672,7 @@ __all__ = [
     "moco_info_nce",
     "momentum_soft_targets",
     "mse_logits",
+    "mutual_cotraining_loss",
     "next_token_labels",
     "nkd",
     "noise_from_clean",
@@ -718,6 +721,8 @@ __all__ = [
     "rkd_angle",
     "rkd_distance",
     "round_to_float",
+    "route_topk",
+    "routed_topk_distillation",
     "router_z_loss",
     "row_normalized_gram",
     "sample_memory",

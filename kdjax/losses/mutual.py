@@ -62,6 +62,57 @@ def dml(peer_logits: PeerLogits, labels: Labels, *, temperature: Scalar = 1.0) -
     return jnp.where(valid[..., None], loss, 0.0)
 
 
+def mutual_cotraining_loss(
+    peer_logits: PeerLogits,
+    labels: Labels,
+    *,
+    weight: Scalar = 1.0,
+    temperature: Scalar = 4.0,
+    stop_target_gradient: bool = False,
+) -> PeerLosses:
+    """MST-Distill's co-training of teachers and student: `dml` whose targets are not stopped.
+
+        L_k = CE_k + weight T^2 sum_{l != k} KL(p_l || p_k),   p = softmax(z / T)
+
+    The published loss is the sum over peers of the caller's means over the batch, with a weight
+    of 1. In its code the gradient of each KL flows into both peers.
+
+    Args:
+      peer_logits: floats [..., peers, classes], peers >= 2. Differentiated, as targets too unless
+        they are stopped.
+      labels: integers [...]. Outside [0, classes): loss 0, gradient 0.
+      weight: scalar >= 0, may be traced; 0: every peer learns alone.
+      temperature: scalar > 0, may be traced; of the mutual term.
+      stop_target_gradient: True: each KL moves the peer that learns alone. The gradient is then
+        that of `dml` with T^2 instead of T^2 / (K - 1).
+
+    Returns:
+      [..., peers], >= 0.
+
+    Raises:
+      ValueError: one peer, labels of another shape, weight < 0, temperature <= 0.
+      TypeError: labels that are not integers, logits that are not floats.
+
+    Source: MST-Distill, Li et al. 2025, arXiv:2507.07015.
+
+    >>> import jax.numpy as jnp
+    >>> peers = jnp.array([[jnp.log(3.0), 0.0], [0.0, 0.0]])
+    >>> loss = mutual_cotraining_loss(peers, jnp.array(0), temperature=1.0)
+    >>> print(f"{loss[0]:.4f} {loss[1]:.4f}")
+    0.4315 0.8240
+    """
+    valid, labels, peers = _peers(peer_logits, labels)
+    checks.positive(temperature=temperature)
+    checks.not_negative(weight=weight)
+    targets = jax.lax.stop_gradient(peers) if stop_target_gradient else peers
+    # [..., target, learner, classes]
+    pairs = jnp.broadcast_arrays(targets[..., :, None, :], peers[..., None, :, :])
+    divergence = log_space.softmax_kl(*(x / temperature for x in pairs))
+    divergence = jnp.where(jnp.eye(peers.shape[-2], dtype=bool), 0.0, divergence)
+    loss = _hard(peers, labels) + weight * temperature**2 * jnp.sum(divergence, axis=-2)
+    return jnp.where(valid[..., None], loss, 0.0)
+
+
 def one_loss(
     branch_logits: Float[Array | ndarray, "*batch branches classes"],
     gate_logits: Float[Array | ndarray, "*batch branches"],

@@ -30,6 +30,7 @@ NAMES = (
     "contrastive",
     "trajectory_regression",
     "boot",
+    "mst_distill",
 )
 
 

@@ -4,6 +4,7 @@ from kdjax.networks.adapters import as_network
 from kdjax.networks.augmentors import Augmentor, mix_images
 from kdjax.networks.denoisers import DenoisingMLP, gaussian_mixture
 from kdjax.networks.dual_encoder import DualEncoder, TextEncoder
+from kdjax.networks.feature_masks import GateNet, MaskNet, mask_width, masked_feature
 from kdjax.networks.functions import from_function
 from kdjax.networks.fusion import Fusion
 from kdjax.networks.heads import ClassifierHead, InstanceTemperature
@@ -65,9 +66,11 @@ __all__ = [
     "DualEncoder",
     "FactorEncoder",
     "Fusion",
+    "GateNet",
     "InstanceTemperature",
     "LinearEmbedding",
     "LoRA",
+    "MaskNet",
     "MaxPoolConvNet",
     "Network",
     "OFDConnector",
@@ -101,5 +104,7 @@ __all__ = [
     "in_precision",
     "inherit_weights",
     "logits_of",
+    "mask_width",
+    "masked_feature",
     "mix_images",
 ]
