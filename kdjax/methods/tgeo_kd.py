@@ -29,7 +29,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Generator, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -42,7 +42,18 @@ from kdjax.losses.fusion_ratios import TRILATERAL_MODES
 from kdjax.methods import kd, supervised
 from kdjax.methods.task import Fields, Task, Trained, inputs
 from kdjax.networks import Network, build, logits_of
-from kdjax.training import Compute, Deferred, Evaluation, Program, Term, Update, divide, made, mean
+from kdjax.training import (
+    Compute,
+    Deferred,
+    Evaluation,
+    Program,
+    Term,
+    Update,
+    divide,
+    made,
+    mean,
+    traced,
+)
 from kdjax.training.bilevel import virtual_step
 from kdjax.training.optimizers import Training
 
@@ -95,6 +106,15 @@ class Config:
     tolerance: float = 1e-5
     check_every: int = 100
 
+    traced: ClassVar[tuple[str, ...]] = (
+        "temperature",
+        "virtual_rate",
+        "controller_learning_rate",
+        "controller_weight_decay",
+        "fixed_ratio",
+        "tolerance",
+    )
+
     def __post_init__(self):
         for name, allowed in {
             "ratio": (*LEARNED, *RULES),
@@ -138,9 +158,9 @@ class Weighed(Trained):
 
 
 @functools.lru_cache(maxsize=64)
-def controller_network(config: Config) -> Network:
+def controller_network(hidden: tuple[int, ...]) -> Network:
     """The controller: features `[B, F]` to one logit an example, its alpha before the sigmoid."""
-    return build("mlp", 1, widths=config.hidden, negative_slope=0.01)
+    return build("mlp", 1, widths=hidden, negative_slope=0.01)
 
 
 def start_controller(task: Task, config: Config) -> PyTree | None:
@@ -158,7 +178,9 @@ def start_controller(task: Task, config: Config) -> PyTree | None:
         )
     )
     zeros = np.zeros(features.shape, np.float32)
-    return Deferred(controller_network(config).init, (task.key("variables of controller"), zeros))
+    return Deferred(
+        controller_network(config.hidden).init, (task.key("variables of controller"), zeros)
+    )
 
 
 def answered(teacher_logits: jax.Array) -> jax.Array:
@@ -176,7 +198,7 @@ def ratios(
     """alpha of each example of a batch, `[B]`, differentiable in the controller alone.
 
     Args:
-      config: which ratio.
+      config: which ratio; its traced fields bound.
       variables: the roles `controller` and `class_means`, where the ratio reads them.
       student_logits: `[B, classes]`. Stopped.
       batch: `teacher_logits`, `label` and, for "per_example", `id`.
@@ -198,7 +220,7 @@ def ratios(
         return jax.nn.sigmoid(variables["controller"]["params"]["logits"][batch["id"]])
     means = variables["class_means"]["teacher_probs"]
     features = losses.trilateral_features(student, teacher, labels, means, mode=config.features)
-    out = controller_network(config).apply(variables["controller"], features)
+    out = controller_network(config.hidden).apply(variables["controller"], features)
     return jax.nn.sigmoid(logits_of(out.output)[:, 0])
 
 
@@ -219,27 +241,25 @@ def program(
         )
     clip = config.virtual_clip or None
 
-    def fused(variables, batch, rng, progress):
+    def fused(c, variables, batch, context):
         """The student applied, its loss of each example, alpha, and which examples count."""
         if "mix" in batch:
             raise ValueError("tgeo_kd places one label on the simplex: it cannot train on mixup")
         x = inputs(batch, fields)
-        out = student.apply(variables["student"], *x, train=True, rng=rng)
+        out = student.apply(variables["student"], *x, train=True, rng=context.rng)
         logits = logits_of(out.output)
         # One example whose teacher has no answer must not spoil the others.
         known = answered(batch["teacher_logits"])
         taught = jnp.where(known[:, None], batch["teacher_logits"], 0)
         batch = {**batch, "teacher_logits": taught}
-        alpha = ratios(config, variables, logits, batch, progress)
+        alpha = ratios(c, variables, logits, batch, context.values["progress"])
         where = batch["where"] & losses.valid_labels(batch["label"], logits.shape[-1])
-        loss = losses.fused_kd(
-            logits, taught, batch["label"], alpha, temperature=config.temperature
-        )
+        loss = losses.fused_kd(logits, taught, batch["label"], alpha, temperature=c.temperature)
         return out, loss, alpha, where & known, taught
 
     def objective(variables, batch, context):
-        train, progress = batch["train"], context.values["progress"]
-        out, loss, alpha, where, taught = fused(variables, train, context.rng, progress)
+        train, c = batch["train"], traced.bind(config, context.values)
+        out, loss, alpha, where, taught = fused(c, variables, train, context)
         logits = logits_of(out.output)
         right = jnp.argmax(taught, -1) == train["label"]
         agree = jnp.argmax(logits, -1) == jnp.argmax(taught, -1)
@@ -256,15 +276,15 @@ def program(
         )
 
     def outer(variables, batch, context):
-        live, progress = variables["student"], context.values["progress"]
+        live, c = variables["student"], traced.bind(config, context.values)
 
         def inner(params):
             stepping = {**variables, "student": {**live, "params": params}}
-            _, loss, _, where, _ = fused(stepping, batch["train"], context.rng, progress)
+            _, loss, _, where, _ = fused(c, stepping, batch["train"], context)
             term = mean(loss, where)
             return divide(term.total, term.weight)
 
-        step = virtual_step(inner, live["params"], config.virtual_rate, max_norm=clip)
+        step = virtual_step(inner, live["params"], c.virtual_rate, max_norm=clip)
         held_out = batch[HELD_OUT]
         out = student.apply({**live, "params": step.parameters}, *inputs(held_out, fields))
         logits, labels = logits_of(out.output), held_out["label"]
@@ -278,9 +298,10 @@ def program(
         )
 
     def optimizer(values):
+        c = traced.bind(config, values)
         return optax.chain(
-            optax.add_decayed_weights(config.controller_weight_decay),
-            optax.adam(config.controller_learning_rate),
+            optax.add_decayed_weights(c.controller_weight_decay),
+            optax.adam(c.controller_learning_rate),
         )
 
     updates = [
@@ -312,22 +333,25 @@ def program(
         prepare=kd.teach(teacher, teacher_fields),
         schedules=schedules,
         stop=stop,
+        values=traced.names(training, config),
     )
 
 
-WATCHED = {"total": jnp.float32(0), "last": jnp.float32(jnp.inf), "calm": jnp.int32(0)}
+WATCHED = {"total": np.float32(0), "last": np.float32(np.inf), "calm": np.int32(0)}
 
 
 def watch(config: Config, variables, context, metrics):
     """After an outer loss: adds it up, and counts the checks in a row that changed little.
 
-    Memory: `total`, the losses of this check; `last`, the mean of the one before; `calm`.
+    Memory: `total`, the losses of this check so far; `last`, the mean of the one before; `calm`.
+    The traced fields of `config` are read from the context.
     """
+    tolerance = traced.bind(config, context.values).tolerance
     term, memory = metrics["loss/cross_entropy"], context.memory
     total = memory["total"] + divide(term.total, term.weight)
     ends = (context.step + 1) % config.check_every == 0
     value = total / config.check_every
-    calm = jnp.where(jnp.abs(value - memory["last"]) < config.tolerance, memory["calm"] + 1, 0)
+    calm = jnp.where(jnp.abs(value - memory["last"]) < tolerance, memory["calm"] + 1, 0)
     return variables, {
         "total": jnp.where(ends, 0.0, total),
         "last": jnp.where(ends, value, memory["last"]),
@@ -410,7 +434,8 @@ def recipe(task: Task, config: Config) -> Generator:
         )
     student, training = task.networks["student"], task.training["student"]
     reads = task.reads("student"), task.reads("teacher")
-    step = program(student, task.networks["teacher"], training, config, *reads)
+    fixed = traced.static(training), traced.static(config)
+    step = program(student, task.networks["teacher"], *fixed, *reads)
     if (controller := start_controller(taught, config)) is not None:
         roles["controller"] = controller
     if config.ratio in LEARNED:
@@ -421,6 +446,7 @@ def recipe(task: Task, config: Config) -> Generator:
         roles,
         memory=WATCHED if config.patience else None,
         examples=training.batch_size,
+        values=traced.values(training, config),
         beside=beside,
     )
     trained = Trained.of(outcome, "student")

@@ -13,7 +13,7 @@ from kdjax.methods import kd, supervised, tgeo_kd
 from kdjax.training import MetricWriter, Stage, made, run
 from kdjax.training.gradients import gradient
 from kdjax.training.stage import Context
-from kdjax.training.state import pick
+from kdjax.training.state import pick, values_at
 
 PER_EXAMPLE = tgeo_kd.Config(ratio="per_example")
 
@@ -43,8 +43,7 @@ def batch_of(stage):
 
 
 def context_of(stage, step=3):
-    schedules = stage.program.schedules.items()
-    values = {name: jnp.asarray(f(step, stage.steps), jnp.float32) for name, f in schedules}
+    values = values_at(stage.program.schedules, stage.values, jnp.int32(step), stage.steps)
     return Context(stage.memory, jax.random.key(0), jnp.int32(step), values)
 
 
