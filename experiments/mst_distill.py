@@ -91,14 +91,14 @@ def watched(recipe, stages: dict):
         stages[stage.name] = sent
 
 
-def scores(task: Task, config, trained, stages: dict) -> dict[str, float]:
+def scores(task: Task, config, stages: dict, which: str) -> dict[str, float]:
     """Of a seed's arm, on the test split: accuracy, T^2 KL with and without masks, shares."""
     cast, stream = mst_distill.cast_of(task, config), task.sequential("test")
     peers = stages["cotraining"].variables
     masks = stages["masks"].selected if "masks" in stages else {}
-    last = stages["distill"].selected
+    student = getattr(stages["distill"], which)
     evaluations = {
-        mst_distill.student_metrics(cast): {**last},
+        mst_distill.student_metrics(cast): {**student},
         **({mst_distill.alignment_metrics(cast): {**peers, **masks}} if masks else {}),
     }
     found: dict[str, np.ndarray] = {}
@@ -158,21 +158,25 @@ def main(results: str = "results", seeds: str = str(SEEDS)) -> None:
         for name, config in ARMS.items():
             start, stages = time.monotonic(), {}
             trained = run(watched(mst_distill.recipe(task, config), stages), seed=seed)
-            metrics = scores(task, config, trained, stages)
-            found[name].append(metrics)
+            last = scores(task, config, stages, "variables")
+            selected = scores(task, config, stages, "selected")
+            found[name].append(selected)
             record = evaluation.Record(
                 method=name,
                 task="digits-mst_distill",
                 seed=seed,
                 config=dataclasses.asdict(config),
-                metrics={"selected": {**metrics, "step": float(trained.selected_step)}},
+                metrics={
+                    "last": last,
+                    "selected": {**selected, "step": float(trained.selected_step)},
+                },
                 curves={},
                 commit=around.get("commit"),
                 versions=around,
                 seconds=round(time.monotonic() - start, 3),
             )
             evaluation.write_record(folder / f"{name}-seed{seed}.json", record)
-            print(f"seed {seed} {name}: {metrics['accuracy']:.4f}", flush=True)
+            print(f"seed {seed} {name}: {selected['accuracy']:.4f}", flush=True)
     text = page(found, time.monotonic() - began)
     (folder / "table.md").write_text(text)
     print(text)

@@ -110,7 +110,20 @@ def dual_head_log_probs(
 ) -> Float[Array, "*batch classes"]:
     """log of `dual_head_probs`, without its underflow: logits that any metric reads.
 
-    Args, Raises, Source: as `dual_head_probs`.
+    Args:
+      ce_logits: floats [..., classes], of the head that learnt labels. Differentiated.
+      kd_logits: floats [..., classes], of the head that learnt the teacher. Differentiated.
+      alpha: as for `dual_head_probs`.
+      beta: scalar > 0, may be traced.
+
+    Returns:
+      [..., classes]; -inf where both heads have -inf.
+
+    Raises:
+      ValueError: shapes that differ, alpha outside [0, 1], beta <= 0. TypeError: logits that are
+        not floats.
+
+    Source: Kang et al. 2025 (DHO), arXiv:2505.07675.
 
     >>> import jax.numpy as jnp
     >>> log_probs = dual_head_log_probs(jnp.array([-1e4, 0.0]), jnp.array([-2e4, 0.0]))

@@ -1,4 +1,8 @@
-"""What holds for every kernel that has an example in tests/kernels/examples."""
+"""What holds for every kernel that has an example in tests/kernels/examples.
+
+Every day the first kernel of each module is compiled for it, with `-m slow` all others are. What
+needs no compilation is asked of all every day, and so are the recorded values (test_goldens.py).
+"""
 
 import functools
 import inspect
@@ -22,27 +26,23 @@ HERE = Path(__file__).parent
 JITTED = [name for name, example in EXAMPLES.items() if example.jitted]
 
 
-def kernels(condition=lambda example: True):
-    """Parametrizes with names; the tests of a kernel run together, on what was compiled once."""
-    names = [name for name in JITTED if condition(EXAMPLES[name])]
-    return pytest.mark.parametrize("name", names, scope="module")
-
-
-every_kernel = kernels()
-
-
 def home(name):
     """The module of a kernel."""
     return getattr(EXAMPLES[name].kernel, "__module__", "").rpartition(".")[2]
 
 
-# One of every module, where all of them are too many for every day.
+# One of every module: compiling all of them is too much for every day.
 FIRST = set({home(name): name for name in reversed(JITTED)}.values())
-first_of_a_module = pytest.mark.parametrize(
-    "name",
-    [pytest.param(n, marks=[] if n in FIRST else pytest.mark.slow) for n in JITTED],
-    scope="module",
-)
+
+
+def kernels(condition=lambda example: True):
+    """Parametrizes with names; the tests of a kernel run together, on what was compiled once."""
+    names = [name for name in JITTED if condition(EXAMPLES[name])]
+    marked = [pytest.param(n, marks=[] if n in FIRST else pytest.mark.slow) for n in names]
+    return pytest.mark.parametrize("name", marked, scope="module")
+
+
+every_kernel = kernels()
 
 
 def arguments(name, seed=0):
@@ -101,7 +101,7 @@ def test_annotated_shapes_hold(name):
     assert jax.tree.map(jnp.shape, shapes) == jax.tree.map(jnp.shape, outputs)
 
 
-@first_of_a_module
+@every_kernel
 def test_compiled_rematerialised_and_mapped_agree_with_each_other(name):
     arrays = {k: jnp.asarray(v) for k, v in arguments(name).items()}
     outputs, gradients = compiled(name)(arrays)
