@@ -103,7 +103,8 @@ def alternating_phases(
     """A fixed rhythm: so many steps of the student, so many of the augmentor, and again.
 
     Args:
-      state: of the last step; its average is the last metric.
+      state: of the last step: `steps_in_phase` of `phase`, `n_switches` before it; `average` is the
+        last metric.
       metric: kept to be looked at, it decides nothing. Stopped.
       student_steps, augmentor_steps: integers >= 1.
 

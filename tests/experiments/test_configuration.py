@@ -184,7 +184,7 @@ BAD = {
         _set("teacher.training.optimizer", "adamx"),
         r"config\.teacher\.training: optimizer must be one of .*'adamw'.*, got 'adamx'",
     ),
-    "schedule": (_set("teacher.training.schedule", "linear"), "schedule must be one of"),
+    "schedule": (_set("teacher.training.schedule", "exponential"), "schedule must be one of"),
     "micro-batches": (
         _set("student.training.microbatches", 3),
         "microbatches=3 does not divide batch_size=64",
