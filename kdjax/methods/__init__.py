@@ -31,6 +31,7 @@ NAMES = (
     "trajectory_regression",
     "boot",
     "mst_distill",
+    "diswot",
 )
 
 
