@@ -320,4 +320,5 @@ def recipe(task: Task, config: Config) -> Generator:
     )
     values = traced.values(training, distillation)
     outcome = yield from chosen.distill(step, teacher, values=values)
-    return Trained.of(outcome, "student", changes)
+    trained = Trained.of(outcome, "student")
+    return dataclasses.replace(trained, network=student, changes=changes)

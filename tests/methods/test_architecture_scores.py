@@ -22,7 +22,7 @@ from kdjax.networks import Network, build
 
 GOLDENS = np.load(Path(__file__).parents[1] / "goldens" / "24-zero_cost_proxies.npz")
 KEY = jax.random.key(0)
-NET = build("conv_net", 3, width=2, depth=1, features=4)
+NET = build("normalized_convnet", 3, width=2, depth=1, features=4)
 X = jax.random.normal(KEY, (6, 4, 4, 1))
 LABELS = jnp.array([0, 1, 2, 0, 1, 2])
 RELUS = ("norm*/out", "last/norm/out")
@@ -39,7 +39,8 @@ def golden_network(case):
     return Network(lambda rng, x: {"params": jax.tree.map(jnp.asarray, params)}, network.apply)
 
 
-@pytest.mark.parametrize("case", [pytest.param("case0", marks=pytest.mark.slow), "case1"])
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["case0", "case1"])
 def test_proxies_of_a_network_are_the_published_ones(case):
     x, y = jnp.asarray(GOLDENS[f"{case}_x"]), jnp.asarray(GOLDENS[f"{case}_y"].astype(np.int32))
     names = [name for name in PROXIES if f"{case}_{name}" in GOLDENS.files]
@@ -66,7 +67,7 @@ def test_the_gradient_of_the_classifier_is_that_of_the_loss():
         logits = NET.apply({**variables, "params": params}, X, train=True).output["logits"]
         return jnp.mean(losses.cross_entropy(logits, LABELS))
 
-    expected = jax.grad(loss)(variables["params"]["head"]["kernel"]).T
+    expected = jax.jit(jax.grad(loss))(variables["params"]["head"]["kernel"]).T
     np.testing.assert_allclose(found.head_gradients, expected, rtol=1e-4, atol=1e-6)
     assert found.maps.shape == (6, 4, 4, 4)
 
@@ -98,6 +99,7 @@ def test_gaussian_kernels_are_standard_normal_and_the_rest_is_where_norms_start(
     jax.tree.map(np.testing.assert_array_equal, params["params"], again)
 
 
+@pytest.mark.slow
 def test_synflow_passes_normalisations_by():
     plain = proxies(NET, KEY, (X,), LABELS, tap="last/out", rectified=RELUS, names=["synflow"])
     params = {
@@ -117,6 +119,7 @@ def test_synflow_passes_normalisations_by():
     np.testing.assert_allclose(plain["synflow"], jax.grad(flow)(1.0), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_zen_counts_what_normalisations_divide_by():
     first = proxies(NET, KEY, (X,), LABELS, tap="last/out", rectified=RELUS, names=["zen"])
     # Inputs of zen are noise: the batch gives only their shape.
@@ -135,6 +138,7 @@ def test_zen_counts_what_normalisations_divide_by():
     np.testing.assert_allclose(first["zen"], expected, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_an_example_whose_relus_are_dead_has_no_jacobian_score():
     network = build("mlp", 3, widths=(4,))
     variables = network.init(KEY, X)

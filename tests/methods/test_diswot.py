@@ -9,7 +9,7 @@ import pytest
 from experiments import configuration
 from kdjax import losses, networks
 from kdjax.methods import configure, diswot, kd
-from kdjax.methods.task import Task, Trained
+from kdjax.methods.task import Task
 from kdjax.training import Compute, Stage, run
 from kdjax.training.optimizers import Training
 
@@ -29,10 +29,10 @@ EVERY = dataclasses.replace(CONFIG, search="exhaustive", finalists=1)
 
 def student(changes):
     options = networks.changed({"width": 2, "depth": 1, "features": 4}, changes)
-    return networks.build("conv_net", 10, **options)
+    return networks.build("normalized_convnet", 10, **options)
 
 
-TEACHER = networks.build("conv_net", 10, width=4, depth=2, features=4)
+TEACHER = networks.build("normalized_convnet", 10, width=4, depth=2, features=4)
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +128,7 @@ def test_the_search_comes_first_and_its_student_is_distilled_like_kd(task):
     found = run(seen(diswot.recipe(task, config)))
     assert names == [(Compute, "search"), (Stage, "teacher"), (Stage, "distill")]
     assert found.changes == {"width": 3}
-    chosen = task.with_result(found)
+    chosen = found.on(task)
     assert chosen.networks["student"] is student({"width": 3})
     alone = run(kd.recipe(chosen, config.distillation))
     jax.tree.map(np.testing.assert_array_equal, found.last, alone.last)
@@ -136,8 +136,7 @@ def test_the_search_comes_first_and_its_student_is_distilled_like_kd(task):
     assert 0 <= scores["accuracy"] <= 1
 
 
-def test_a_result_without_changes_belongs_to_the_tasks_own_network(task):
-    assert task.with_result(Trained(None, None, 0)) is task
+def test_a_task_without_variants_says_so(task):
     bare = dataclasses.replace(task, variants={})
     with pytest.raises(ValueError, match=r"no variants of the student, so that \['width'\]"):
         bare.network_with("student", {"width": 2})
@@ -158,14 +157,18 @@ def test_a_config_gives_its_task_variants_in_the_same_precision():
 
 
 def narrow(changes):
-    return networks.build("conv_net", 10, width=2, depth=1, features=3, **changes)
+    return networks.build("normalized_convnet", 10, width=2, depth=1, features=3, **changes)
 
 
 @pytest.mark.parametrize(
     ("changes", "variants", "message"),
     [
         ({"choices": {"wide": (2,)}}, student, "has no option 'wide'; did you mean 'width'"),
-        ({"choices": {"width": (2, 0)}}, student, "width of a ConvNet must be at least 1"),
+        (
+            {"choices": {"width": (2, 0)}},
+            student,
+            "width of a NormalizedConvNet must be at least 1",
+        ),
         ({"student_map": "stage3/out"}, student, "student: .*'stage3/out' matches nothing"),
         ({"teacher_map": "**/conv*/out"}, student, "teacher: map=.* must match one value"),
         ({"choices": {"remat": ("",)}}, narrow, "no option 'remat'"),
