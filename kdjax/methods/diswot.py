@@ -185,14 +185,18 @@ class Scorer:
         self._stream = dataclasses.replace(task, training=training).stream("student", name="scores")
         self._seen = functools.cache(self._observed_teacher)
         self._cost = functools.cache(self._costs)
-        self._batch = functools.cache(self._batches)
+        self._read = functools.cache(self._batches)
+
+    def batch(self, repeat: int) -> Mapping[str, jax.Array]:
+        """What a repeat scores on: examples as the student's validation sees them."""
+        return self._read(repeat)
 
     def _batches(self, repeat: int) -> Mapping[str, jax.Array]:
         item = next(iter(self._stream.items(repeat)))
         return self._stream.assemble(self._stream.table, item)
 
     def _observe(self, role: str, network, repeat: int):
-        config, batch = self.config, self._batch(repeat)
+        config, batch = self.config, self.batch(repeat)
         x = inputs(batch, self.task.reads(role))
         key = self.task.key(f"scores of {role}, {repeat}")
         tap = config.teacher_map if role == "teacher" else config.student_map
@@ -222,7 +226,7 @@ class Scorer:
                 self.network(tuple(genome))
 
     def _costs(self, genome: Genome) -> dict[str, int]:
-        return cost(self.network(genome), inputs(self._batch(0), self.task.reads("student")))
+        return cost(self.network(genome), inputs(self.batch(0), self.task.reads("student")))
 
     def costs(self, genome: Genome) -> dict[str, int]:
         """`parameters` and `flops` of a candidate."""
