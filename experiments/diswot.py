@@ -18,6 +18,7 @@ import dataclasses
 import gzip
 import pathlib
 import time
+import warnings
 from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
@@ -25,7 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.stats
-from absl import app, flags
+from absl import app, flags, logging
 
 from kdjax import data, evaluation, losses, networks
 from kdjax.methods import diswot, kd, supervised
@@ -72,18 +73,44 @@ def kendall(true: Sequence[float], predicted: Sequence[float]) -> float:
 
 
 def agreement(true: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
-    """How a ranking agrees with the true one, by every measure of the paper."""
-    constant = len(np.unique(predicted)) == 1
+    """How a ranking agrees with the true one, by every measure of the paper.
+
+    NaN, with a warning, where there is no ranking: a score is constant, or not a number.
+    """
+    names = (
+        "kendall",
+        "spearman",
+        "pearson",
+        "precision_at_top_quarter",
+        "best_rank_at_quarter",
+        "rank_difference",
+    )
+    if np.isnan(predicted).any() or len(np.unique(predicted)) == 1:
+        warnings.warn(f"no ranking of {len(true)} candidates by {predicted}", stacklevel=2)
+        return dict.fromkeys(names, np.nan)
     pair = jnp.asarray(true, jnp.float32), jnp.asarray(scipy.stats.rankdata(predicted), jnp.float32)
     k = max(1, len(true) // 4)
-    return {
-        "kendall": kendall(true, predicted),
-        "spearman": np.nan if constant else float(scipy.stats.spearmanr(true, predicted).statistic),
-        "pearson": np.nan if constant else float(scipy.stats.pearsonr(true, predicted).statistic),
-        "precision_at_top_quarter": float(losses.precision_at_top_k(*pair, k=k)),
-        "best_rank_at_quarter": float(losses.best_rank_at_k(*pair, k=k)),
-        "rank_difference": float(losses.rank_difference(*pair)),
-    }
+    finite = np.isfinite(predicted).all()
+    values = (
+        kendall(true, predicted),
+        scipy.stats.spearmanr(true, predicted).statistic,
+        scipy.stats.pearsonr(true, predicted).statistic if finite else np.nan,
+        losses.precision_at_top_k(*pair, k=k),
+        losses.best_rank_at_k(*pair, k=k),
+        losses.rank_difference(*pair),
+    )
+    return dict(zip(names, map(float, values)))
+
+
+def named(found: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """Agreements of scores as the metrics of a record: `score: measure` -> number, if it is one."""
+    flat = {f"{score}: {x}": value for score, of in found.items() for x, value in of.items()}
+    return {name: value for name, value in flat.items() if np.isfinite(value)}
+
+
+def recorded(scores: Mapping[str, np.ndarray]) -> dict[str, list[float | None]]:
+    """Scores for a record; what is not finite becomes None."""
+    return {n: [float(v) if np.isfinite(v) else None for v in x] for n, x in scores.items()}
 
 
 def pools(relation: np.ndarray, semantic: np.ndarray) -> dict[str, np.ndarray]:
@@ -174,10 +201,10 @@ def resnets(results: pathlib.Path, path: pathlib.Path, with_proxies: bool) -> st
             config={
                 "networks": ["-".join(map(str, x)) for x in blocks],
                 "distilled": distilled.tolist(),
-                "scores": {name: values.tolist() for name, values in scores.items()},
+                "scores": recorded(scores),
                 "batch": BATCH,
             },
-            metrics=found,
+            metrics={"last": named(found), "selected": named(found)},  # published: the same
             curves={},
             commit=environment["commit"],
             versions=environment,
@@ -272,23 +299,28 @@ def digits(results: pathlib.Path, workdir: pathlib.Path) -> str:
         together([every_student(s) for s in SEEDS], SEEDS), workdir=workdir, display=Display()
     )
     seconds = (time.monotonic() - began) / len(SEEDS)
-    accuracies, taus = [], {}
+    accuracies: dict[str, list] = {"last": [], "selected": []}
+    taus: dict[str, list[float]] = {}
     for seed, (_, trained) in zip(SEEDS, found):
         task = digits_task(seed)
         nets = [task.network_with("student", STUDENTS.options(genome)) for genome in genomes]
         tasks = [task.with_network("student", network) for network in nets]
-        accuracies.append(
-            [
-                own.scores("student", result.last, None)["accuracy"]
-                for own, result in zip(tasks, trained)
-            ]
-        )
-    mean = np.mean(accuracies, axis=0)
-    for seed, accuracy in zip(SEEDS, accuracies):
-        scores = digits_scores(seed)
-        metrics = {name: agreement(mean, values) for name, values in scores.items()}
-        metrics["accuracy of this seed"] = agreement(mean, np.array(accuracy))
-        for name, values in metrics.items():
+        for which, of in accuracies.items():
+            of.append(
+                [
+                    own.scores("student", getattr(result, which), None)["accuracy"]
+                    for own, result in zip(tasks, trained)
+                ]
+            )
+    means = {which: np.mean(of, axis=0) for which, of in accuracies.items()}
+    mean = means["last"]
+    for i, seed in enumerate(SEEDS):
+        scores, metrics = digits_scores(seed), {}
+        for which, true in means.items():
+            metrics[which] = {name: agreement(true, values) for name, values in scores.items()}
+            own = np.array(accuracies[which][i])
+            metrics[which]["accuracy of this seed"] = agreement(true, own)
+        for name, values in metrics["last"].items():
             taus.setdefault(name, []).append(values["kendall"])
         record = evaluation.Record(
             method="scores",
@@ -296,11 +328,11 @@ def digits(results: pathlib.Path, workdir: pathlib.Path) -> str:
             seed=seed,
             config={
                 "networks": ["-".join(map(str, STUDENTS.options(g).values())) for g in genomes],
-                "distilled": list(accuracy),
-                "scores": {name: values.tolist() for name, values in scores.items()},
+                "distilled": {which: of[i] for which, of in accuracies.items()},
+                "scores": recorded(scores),
                 "training": dataclasses.asdict(digits_task(seed).training["student"]),
             },
-            metrics=metrics,
+            metrics={which: named(of) for which, of in metrics.items()},
             curves={},
             commit=environment["commit"],
             versions=environment,
@@ -368,6 +400,7 @@ def table(
 
 
 def main(argv: Sequence[str]) -> None:
+    logging.set_verbosity(logging.WARNING)
     parts, results = argv[1:], pathlib.Path(RESULTS.value)
     if parts == ["resnets"] and GROUND_TRUTH.value:
         print(resnets(results, pathlib.Path(GROUND_TRUTH.value), PROXIES.value))
