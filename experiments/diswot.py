@@ -164,9 +164,9 @@ def resnet_scores(seed: int, with_proxies: bool) -> dict[str, np.ndarray]:
         teacher = networks.build("resnet110", 100)
         variables = initial(teacher, keys[2], inputs, start)
         shown, found = observe(teacher, variables, inputs, labels, "stage3/out"), []
-        for genome in genomes:
+        for key, genome in zip(jax.random.split(keys[3], len(genomes)), genomes):
             student = resnet(genome)
-            variables = initial(student, keys[3], inputs, start)
+            variables = initial(student, key, inputs, start)
             found.append(
                 similarities(observe(student, variables, inputs, labels, "stage3/out"), shown)
             )

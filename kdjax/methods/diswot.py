@@ -175,8 +175,8 @@ def combined(config: Config) -> Combine:
 class Scorer:
     """Measures candidates of a task's student against the architecture of its teacher.
 
-    Candidates of one repeat see one batch, and start from one key; what the teacher shows on it is
-    kept.
+    Candidates of one repeat see one batch, each from a start of its own: where they shared one, its
+    chance likeness to the teacher's would order them all alike. What the teacher shows is kept.
     """
 
     def __init__(self, task: Task, config: Config):
@@ -195,10 +195,10 @@ class Scorer:
         item = next(iter(self._stream.items(repeat)))
         return self._stream.assemble(self._stream.table, item)
 
-    def _observe(self, role: str, network, repeat: int):
+    def _observe(self, role: str, network, repeat: int, which: str = ""):
         config, batch = self.config, self.batch(repeat)
         x = inputs(batch, self.task.reads(role))
-        key = self.task.key(f"scores of {role}, {repeat}")
+        key = self.task.key(f"scores of {role} {which}, {repeat}")
         tap = config.teacher_map if role == "teacher" else config.student_map
         variables = initial(network, key, x, config.initialization)
         try:
@@ -247,7 +247,8 @@ class Scorer:
         """
         network, rows = self.network(genome), []
         for repeat in repeats:
-            student, teacher = self._observe("student", network, repeat), self._seen(repeat)
+            student = self._observe("student", network, repeat, str(genome))
+            teacher = self._seen(repeat)
             found = similarities(student, teacher)
             for name in self.config.similarities:
                 if name not in found:
