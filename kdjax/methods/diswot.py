@@ -247,7 +247,7 @@ class Scorer:
         """
         network, rows = self.network(genome), []
         for repeat in repeats:
-            student = self._observe("student", network, repeat, str(genome))
+            student = self._observe("student", network, repeat, str(tuple(map(int, genome))))
             teacher = self._seen(repeat)
             found = similarities(student, teacher)
             for name in self.config.similarities:
