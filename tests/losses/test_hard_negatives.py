@@ -61,6 +61,14 @@ def test_an_item_without_a_teacher_score_is_last_and_not_valid():
     lost = loss(student, all_valid, teacher=TEACHER.at[0].set(jnp.nan))
     moved = loss(student, jnp.array([False, True, True, True]), teacher=TEACHER.at[0].set(0.0))
     np.testing.assert_allclose(lost, moved, rtol=1e-6)
+    unknown = TEACHER.at[:2].set(jnp.nan)  # neither of the two teaches
+    known = jnp.array([False, False, True, True])
+    np.testing.assert_allclose(
+        loss(student, all_valid, teacher=unknown), loss(student, known, teacher=unknown), rtol=1e-6
+    )
+    hidden = loss(student, known, teacher=TEACHER.at[:2].set(-1.0))
+    np.testing.assert_allclose(loss(student, known, teacher=unknown), hidden, rtol=1e-6)
+    assert float(loss(student, jnp.array([True, True, False, False]), teacher=unknown)) == 0.0
     assert valid_negatives(TEACHER.at[0].set(jnp.nan)).tolist() == [False, True, True, False]
 
 

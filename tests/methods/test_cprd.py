@@ -118,6 +118,17 @@ def test_all_valid_is_listmle_of_the_mined_items():
     np.testing.assert_allclose(transferred(student, teacher, config)[0], expected, rtol=1e-5)
 
 
+def test_half_valid_contrasts_the_first_two_of_four_with_what_is_below_them():
+    student, teacher = square(0), square(1)
+    found = transferred(student, teacher)[0]
+    for query in range(6):
+        others = [i for i in np.argsort(-student[query]) if i != query][:4]
+        others.sort(key=lambda i: -teacher[query, i])
+        s = 2.0 * np.asarray(student[query])[others]
+        expected = sum(np.log(np.exp(s[j:]).sum()) - s[j] for j in range(2)) / 2
+        np.testing.assert_allclose(found[query], expected, rtol=1e-5)
+
+
 def test_random_negatives_are_not_the_hardest():
     student, teacher = square(0, 12), square(1, 12)
     other = dataclasses.replace(CONFIG, negatives="random")
