@@ -162,6 +162,7 @@ def main(argv: Sequence[str]) -> None:
         taught = task.reference(teacher)
         teachers.append(task.scores("teacher", teacher, None)[task.shown[0]])
         for name, student in trained.items():
+            chosen = {"chosen": dict(student.changes)} if student.changes else {}
             metrics = {
                 which: student.on(task).scores("student", getattr(student, which), taught)
                 for which in ("last", "selected")
@@ -175,7 +176,7 @@ def main(argv: Sequence[str]) -> None:
                 method=name,
                 task=config.name,
                 seed=task.seed,
-                config=configuration.plain(config),
+                config=configuration.plain(config) | chosen,
                 metrics=metrics,
                 curves=series(folder, prefix, name, member),
                 commit=environment["commit"],

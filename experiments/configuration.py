@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.util
 import json
 import math
@@ -20,7 +21,7 @@ from jax.sharding import PartitionSpec
 
 from experiments import hosts
 from kdjax import data, methods, networks
-from kdjax.methods.task import Task
+from kdjax.methods.task import NOTHING, Task
 from kdjax.networks.precision import check_precision
 from kdjax.networks.quantization import TYPES, quantizable
 from kdjax.networks.rematerialization import check_remat
@@ -252,6 +253,25 @@ def dataset(fields: Mapping[str, Any]) -> data.Dataset:
     return found
 
 
+def network(
+    role: str,
+    fields: Mapping[str, Any],
+    size: int,
+    of_data: Mapping[str, Any],
+    changes: Mapping[str, Any] = NOTHING,
+) -> networks.Network:
+    """The network of a role's fields for `size` classes, some of its options changed."""
+    options = {**fields["network"], **computation(role, fields)}
+    try:
+        options = networks.changed(options, changes)
+        name = options.pop("name")
+        made = networks.build(name, size, **options, **of_data)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"config.{role}.network: {error}") from error
+    made = networks.in_precision(made, fields["precision"])
+    return quantizable(made) if fields.get("quantize") else made
+
+
 def actor(
     config: ml_collections.ConfigDict,
     role: str,
@@ -262,16 +282,8 @@ def actor(
     """The network of a role, for `size` classes, and how it is trained."""
     fields = plain(config[role])
     only(f"config.{role}", fields, known)
-    options = {**fields["network"], **computation(role, fields)}
-    name = options.pop("name")
-    try:
-        network = networks.build(name, size, **options, **of_data)
-    except (ValueError, TypeError) as error:
-        raise ConfigError(f"config.{role}.network: {error}") from error
-    network = networks.in_precision(network, fields["precision"])
-    if fields.get("quantize"):
-        network = quantizable(network)
-    return network, scaled(training(f"config.{role}.training", fields["training"]), fields)
+    made = network(role, fields, size, of_data)
+    return made, scaled(training(f"config.{role}.training", fields["training"]), fields)
 
 
 def task(
@@ -287,9 +299,12 @@ def task(
     only("config", config, FIELDS)
     finite("config", config)
     found = found or dataset(config.data)
-    nets, trainings, reads = {}, {}, {}
+    nets, trainings, reads, variants = {}, {}, {}, {}
     for role in ("teacher", "student"):
         nets[role], trainings[role] = actor(config, role, found.num_classes, **of_data)
+        variants[role] = functools.partial(
+            network, role, plain(config[role]), found.num_classes, of_data
+        )
         reads[role] = config[role].input
     made = Task(
         found,
@@ -303,6 +318,7 @@ def task(
         input=reads,
         teacher_weights=teacher_weights(config),
         learns_from={"teacher": "balanced"} if config.data.get("balanced_teacher") else {},
+        variants=variants,
     )
     if not config.teacher.checkpoint:
         return made

@@ -87,6 +87,8 @@ def _run(task, module, method_config, settings, config, workdir, display, began)
         display.say(
             "--profile_steps: no step was traced; the stages are finished or called otherwise"
         )
+    if distilled.changes:
+        display.say(f"the distilled student's network was chosen: {dict(distilled.changes)}")
     models = {"teacher": teacher, task.alone: alone.last}
     if module is not methods.get(task.baseline):
         models["distilled student"] = distilled.last

@@ -32,6 +32,7 @@ NAMES = (
     "trajectory_regression",
     "boot",
     "mst_distill",
+    "diswot",
 )
 
 

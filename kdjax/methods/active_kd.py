@@ -219,6 +219,8 @@ def recipe(task: Task, config: Config) -> Generator:
         radius.append(float(found["radius"]))
     last = Trained.of(outcome, "student")
     return Rounds(
-        last.last, last.selected, last.selected_step, nets[0], tuple(students), tuple(labeled),
-        tuple(radius),
-    )  # fmt: skip
+        **{**vars(last), "network": nets[0]},
+        rounds=tuple(students),
+        labeled=tuple(labeled),
+        radius=tuple(radius),
+    )

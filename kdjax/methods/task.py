@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import types
 import zlib
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from typing import Any, ClassVar
 
 import jax
@@ -88,6 +88,8 @@ class Task:
         it will see, which are kept on disk (`taught_views`).
       taught_by, lessons: a teacher, and the training split with its outputs, where `prepared` has
         run it already.
+      variants: role -> a function from changed options to the role's network with these, for
+        recipes that choose an architecture (`network_with`).
     """
 
     dataset: Dataset
@@ -104,6 +106,9 @@ class Task:
     taught_by: PyTree = None
     lessons: Split | None = None
     learns_from: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    variants: Mapping[str, Callable[[Mapping[str, Any]], Network]] = dataclasses.field(
+        default_factory=dict
+    )
 
     # What methods know a task of this kind by; the method that trains one network alone, and what
     # its student is called; the metric that validation selects by; which scores are shown, the
@@ -423,6 +428,25 @@ class Task:
         """This task with a teacher that is already trained."""
         return dataclasses.replace(self, given={**self.given, "teacher": variables})
 
+    def network_with(self, role: str, changes: Mapping[str, Any]) -> Network:
+        """The network of a role with some of its options changed; without changes its own.
+
+        Raises:
+          ValueError: the task does not know how the network was built, or an option is wrong.
+        """
+        if not changes:
+            return self.networks[role]
+        if role not in self.variants:
+            raise ValueError(
+                f"the task has no variants of the {role}, so that {sorted(changes)} of its network "
+                "cannot be chosen; build it from a config, or give Task(variants=...)"
+            )
+        return self.variants[role](changes)
+
+    def with_network(self, role: str, network: Network) -> Task:
+        """This task with another network of a role, such as one that a search has found."""
+        return dataclasses.replace(self, networks={**self.networks, role: network})
+
 
 class Identity:
     """A tree of arrays as a key: equal to another of the very same arrays."""
@@ -496,18 +520,20 @@ class Trained:
       selected: its variables where the validation accuracy was best.
       network: what reads them, where that is not the task's own network: a method may give a
         student a second head. None: the task's.
+      changes: options of the role's network that the recipe chose, with which `network` was built.
     """
 
     last: PyTree
     selected: PyTree
     selected_step: int
     network: Network | None = None
+    changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def on(self, task: Task, role: str = "student") -> Task:
         """The task whose network of the role reads these variables."""
         if self.network is None:
             return task
-        return dataclasses.replace(task, networks={**task.networks, role: self.network})
+        return task.with_network(role, self.network)
 
     @staticmethod
     def of(outcome: Outcome, role: str) -> Trained:

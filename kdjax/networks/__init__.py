@@ -14,6 +14,7 @@ from kdjax.networks.linen import from_linen
 from kdjax.networks.lora import LoRA, attach
 from kdjax.networks.max_pool_convnet import MaxPoolConvNet
 from kdjax.networks.mlp import MLP
+from kdjax.networks.nasbench201 import NASBench201, edges_of
 from kdjax.networks.network import (
     Applied,
     Network,
@@ -22,6 +23,7 @@ from kdjax.networks.network import (
     logits_of,
 )
 from kdjax.networks.nnx import from_nnx
+from kdjax.networks.normalized_convnet import NormalizedConvNet
 from kdjax.networks.precision import PRECISIONS, in_precision
 from kdjax.networks.projectors import (
     ABF,
@@ -38,7 +40,7 @@ from kdjax.networks.projectors import (
     Translator,
     VIDHead,
 )
-from kdjax.networks.registry import NAMES, build
+from kdjax.networks.registry import NAMES, build, changed
 from kdjax.networks.resnet import ResNet
 from kdjax.networks.spatial_transforms import (
     affine_grid,
@@ -74,7 +76,9 @@ __all__ = [
     "LoRA",
     "MaskNet",
     "MaxPoolConvNet",
+    "NASBench201",
     "Network",
+    "NormalizedConvNet",
     "OFDConnector",
     "Paraphraser",
     "ResNet",
@@ -97,7 +101,9 @@ __all__ = [
     "attach",
     "available_taps",
     "build",
+    "changed",
     "count_parameters",
+    "edges_of",
     "from_function",
     "from_linen",
     "from_nnx",

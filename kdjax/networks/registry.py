@@ -19,7 +19,9 @@ from kdjax.networks.fusion import Fusion
 from kdjax.networks.linen import from_linen
 from kdjax.networks.max_pool_convnet import MaxPoolConvNet
 from kdjax.networks.mlp import MLP
+from kdjax.networks.nasbench201 import NASBench201
 from kdjax.networks.network import Network
+from kdjax.networks.normalized_convnet import NormalizedConvNet
 from kdjax.networks.resnet import ResNet
 from kdjax.networks.text_classifier import TextClassifier
 from kdjax.networks.transformer import Decoder, DecoderConfig
@@ -31,6 +33,9 @@ NAMES: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
     "mlp": (MLP, {}),
     "max_pool_convnet": (MaxPoolConvNet, {}),
     "convnet": (ConvNet, {}),
+    "normalized_convnet": (NormalizedConvNet, {}),
+    "nasbench201": (NASBench201, {}),
+    "resnet": (ResNet, {"depth": (3, 3, 3)}),  # of any number of blocks a stage
     **{f"resnet{depth}": (ResNet, {"depth": depth}) for depth in (8, 14, 20, 32, 44, 56, 110)},
     **{f"resnet{depth}x4": (ResNet, {"depth": depth, "widths": _WIDE}) for depth in (8, 32)},
     **{
@@ -75,6 +80,31 @@ def build(name: str, num_classes: int, **options: Any) -> Network:
     if not isinstance(num_classes, int) or num_classes < 1:
         raise ValueError(f"num_classes must be a positive integer, got {num_classes!r}")
     return _build(module, num_classes, options)
+
+
+def changed(options: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A network's options with some changed; `"depth/0"` is entry 0 of the tuple `depth`.
+
+    Raises:
+      ValueError: an entry of what is no tuple, or has no such entry.
+
+    >>> changed({"depth": (3, 3, 3), "remat": ""}, {"depth/0": 1, "remat": "block"})
+    {'depth': (1, 3, 3), 'remat': 'block'}
+    """
+    out = dict(options)
+    for path, value in changes.items():
+        name, _, entry = path.partition("/")
+        if not entry:
+            out[name] = value
+            continue
+        entries = out.get(name)
+        if not isinstance(entries, tuple | list) or entry not in map(str, range(len(entries))):
+            raise ValueError(
+                f"{path!r} is an entry of a tuple, but {name} is {entries!r}: give the network "
+                f"{name} as a tuple with that entry"
+            )
+        out[name] = tuple(value if str(i) == entry else x for i, x in enumerate(entries))
+    return out
 
 
 def _resolve(name: str, options: Mapping[str, Any]) -> tuple[type, tuple]:

@@ -92,7 +92,8 @@ class ResNet(nn.Module):
 
     Attributes:
       num_classes: C.
-      depth: 6n + 2.
+      depth: 6n + 2; or the number of blocks of each of the three stages, as spaces of students
+        have it (Dong et al. 2023, arXiv:2303.15678).
       widths: of the first convolution and of the three stages.
       remat: what of the blocks is kept for the backward pass (see `rematerialization.py`).
 
@@ -101,14 +102,20 @@ class ResNet(nn.Module):
     """
 
     num_classes: int
-    depth: int = 20
+    depth: int | tuple[int, int, int] = 20
     widths: tuple[int, int, int, int] = (16, 16, 32, 64)
     remat: str = ""
 
     def __post_init__(self):
         super().__post_init__()
         check_remat(self.remat)
-        if self.depth < 8 or (self.depth - 2) % 6:
+        if not isinstance(self.depth, int):
+            if len(self.depth) != 3 or any(blocks < 1 for blocks in self.depth):
+                raise ValueError(
+                    f"depth of a ResNet must be 6n + 2, or three numbers of blocks, each at least "
+                    f"1, got {self.depth}"
+                )
+        elif self.depth < 8 or (self.depth - 2) % 6:
             raise ValueError(f"depth of a ResNet must be 6n + 2 (8, 14, 20, ...), got {self.depth}")
         if len(self.widths) != 4:
             raise ValueError(f"widths must be of the stem and three stages, got {self.widths}")
@@ -117,9 +124,9 @@ class ResNet(nn.Module):
     def __call__(self, x: jax.Array, train: bool = False) -> dict[str, jax.Array]:
         """`[B, H, W, channels] -> {"logits": [B, C], "features": [B, widths[3]]}`."""
         x = nn.relu(batch_norm(train, "norm")(conv3x3(self.widths[0], 1, "conv")(x)))
-        for i, width in enumerate(self.widths[1:], start=1):
+        of_stage = ((self.depth - 2) // 6,) * 3 if isinstance(self.depth, int) else self.depth
+        for i, (width, blocks) in enumerate(zip(self.widths[1:], of_stage), start=1):
             stride = 1 if i == 1 else 2
-            blocks = (self.depth - 2) // 6
             x = Stage(width, blocks, stride, self.remat, name=f"stage{i}")(x, train)
         x = x.mean((1, 2))
         head = nn.Dense(

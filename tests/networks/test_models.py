@@ -5,7 +5,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kdjax.networks import NAMES, ResNet, available_taps, build, count_parameters, from_linen
+from kdjax.networks import (
+    NAMES,
+    ResNet,
+    available_taps,
+    build,
+    changed,
+    count_parameters,
+    edges_of,
+    from_linen,
+)
 from kdjax.networks.resnet import BasicBlock
 from kdjax.networks.wrn import WideBlock
 
@@ -69,6 +78,65 @@ def shapes(network, shape):
 def test_parameter_counts_are_the_published_ones(name):
     assert count_parameters(shapes(build(name, 100), (1, 32, 32, 3))) == PUBLISHED[name]
     assert hand_count(name) == PUBLISHED[name]
+
+
+def test_blocks_of_each_stage_make_the_resnets_of_equal_stages():
+    equal = shapes(build("resnet", 100, depth=(3, 3, 3)), (1, 32, 32, 3))
+    assert equal == shapes(build("resnet20", 100), (1, 32, 32, 3))
+    other = shapes(build("resnet", 100, depth=(1, 5, 3)), (1, 32, 32, 3))["params"]
+    assert [len(other[f"stage{i}"]) for i in (1, 2, 3)] == [1, 5, 3]
+
+
+# From the benchmark's own tables, in millions to six digits: the cell of index 0, and all 3x3.
+@pytest.mark.parametrize(
+    ("cell", "parameters"),
+    [
+        (
+            "|avg_pool_3x3~0|+|nor_conv_1x1~0|skip_connect~1|"
+            "+|nor_conv_1x1~0|skip_connect~1|skip_connect~2|",
+            129_306,
+        ),
+        (
+            "|nor_conv_3x3~0|+|nor_conv_3x3~0|nor_conv_3x3~1|"
+            "+|nor_conv_3x3~0|nor_conv_3x3~1|nor_conv_3x3~2|",
+            1_531_546,
+        ),
+    ],
+)
+def test_parameter_counts_of_nas_bench_201_are_the_published_ones(cell, parameters):
+    network = build("nasbench201", 10, edges=edges_of(cell))
+    assert count_parameters(shapes(network, (1, 32, 32, 3))) == parameters
+
+
+def test_a_cell_is_the_sum_over_its_edges():
+    edges = ("skip_connect", "avg_pool_3x3", "skip_connect", "none", "skip_connect", "avg_pool_3x3")
+    network = build("nasbench201", 3, edges=edges, cells=1, width=1)
+    x = np.random.default_rng(0).normal(size=(2, 4, 4, 1)).astype(np.float32)
+    taps = ("group0_cell0/in", "group0_cell0/out")
+    found = network.apply(network.init(KEY, x), x, taps=taps).taps
+    first = np.asarray(found["group0_cell0/in"])
+
+    def pool(x):  # a mean over what is inside
+        near = [
+            np.roll(
+                np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=np.nan), shift, (1, 2)
+            )
+            for shift in [(i, j) for i in (-1, 0, 1) for j in (-1, 0, 1)]
+        ]
+        return np.nanmean(near, axis=0)[:, 1:-1, 1:-1]
+
+    second = first + pool(first)  # node 1 is node 0
+    expected = first + pool(second)
+    np.testing.assert_allclose(found["group0_cell0/out"], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_conv_nets_of_every_width_have_classifiers_of_one_shape():
+    for width, depth in ((4, 1), (16, 3)):
+        params = shapes(build("normalized_convnet", 3, width=width, depth=depth), (1, 8, 8, 1))[
+            "params"
+        ]
+        assert params["head"]["kernel"].shape == (32, 3)
+        assert sum(name.startswith("conv") for name in params) == depth
 
 
 @pytest.mark.parametrize(
@@ -264,6 +332,19 @@ def test_the_same_arguments_give_the_same_network():
         (lambda: build("mlp", 0), "num_classes must be a positive integer, got 0"),
         (lambda: build("wrn_17_2", 10), r"6n \+ 4"),
         (lambda: ResNet(10, depth=21), r"6n \+ 2"),
+        (lambda: ResNet(10, depth=(3, 3)), r"three numbers of blocks, .* got \(3, 3\)"),
+        (lambda: ResNet(10, depth=(3, 0, 3)), r"each at least 1, got \(3, 0, 3\)"),
+        (
+            lambda: build("normalized_convnet", 10, features=0),
+            "features of a NormalizedConvNet must be at least 1",
+        ),
+        (lambda: build("nasbench201", 10, edges=("none",) * 5), "edges must be six of"),
+        (lambda: build("nasbench201", 10, edges=("conv",) * 6), "edges must be six of"),
+        (lambda: build("nasbench201", 10, cells=0), "cells must be at least 1, got 0"),
+        (lambda: changed({"depth": 20}, {"depth/0": 1}), "'depth/0' .* depth is 20"),
+        (lambda: changed({"depth": (1, 1)}, {"depth/2": 1}), r"'depth/2' .* depth is \(1, 1\)"),
+        (lambda: edges_of("|none~0|+|none~0|none~0|+|none~0|none~1|none~2|"), "cell must be"),
+        (lambda: edges_of("|none~0|+|conv~0|none~1|+|none~0|none~1|none~2|"), "cell must be"),
         (lambda: build("vit", 10, pool="max"), "pool must be"),
         (lambda: build("convnet", 10, strides=(1,)), "widths and strides must be of the same"),
         (lambda: build("vit", 10, heads=5), "multiple of heads=5"),
