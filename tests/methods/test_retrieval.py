@@ -54,6 +54,7 @@ def test_contrastive_training_finds_pairs_of_texts_it_has_not_seen(task):
     assert first.last["params"]["log_scale"] != np.float32(-np.log(0.07))
 
 
+@pytest.mark.slow
 def test_scores_are_those_of_the_embeddings_one_by_one(task):
     variables, network = task.variables("student"), task.networks["student"]
     test = task.dataset.splits["test"].arrays()
