@@ -185,6 +185,12 @@ from kdjax.losses.fusion_ratios import (
     wls_ratio,
 )
 from kdjax.losses.gradients import gradient_align, gradient_cosine, pcgrad
+from kdjax.losses.hard_negatives import (
+    HardNegatives,
+    mine_hard_negatives,
+    partial_ranking_contrastive_loss,
+    valid_negatives,
+)
 from kdjax.losses.interpolation import TaidState, interpolated_teacher_logits, taid, taid_update
 from kdjax.losses.layers import (
     minilm_attention,
@@ -459,6 +465,7 @@ __all__ = [
     "ClassMemory",
     "DualHeadLosses",
     "FloatFormat",
+    "HardNegatives",
     "Head",
     "Interpolation",
     "PhaseState",
@@ -661,6 +668,7 @@ __all__ = [
     "memory_relation_kd",
     "merge_duplicates",
     "merge_spans",
+    "mine_hard_negatives",
     "minillm_rewards",
     "minilm_attention",
     "minilm_relation",
@@ -690,6 +698,7 @@ __all__ = [
     "pairwise_lp_cost",
     "pairwise_similarity_kd",
     "partial_listmle",
+    "partial_ranking_contrastive_loss",
     "patient_kd",
     "patient_kd_layers",
     "pcgrad",
@@ -796,6 +805,7 @@ __all__ = [
     "update_codebook",
     "uskd",
     "valid_labels",
+    "valid_negatives",
     "vector_quantize",
     "velocity",
     "vid",

@@ -28,6 +28,7 @@ NAMES = (
     "ddk",
     "tgeo_kd",
     "contrastive",
+    "cprd",
     "trajectory_regression",
     "boot",
     "mst_distill",

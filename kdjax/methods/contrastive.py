@@ -15,6 +15,8 @@ import dataclasses
 import functools
 from collections.abc import Generator
 
+import jax.numpy as jnp
+
 from kdjax import losses
 from kdjax.methods.retrieval_task import FIELDS, RetrievalTask, one_text
 from kdjax.methods.task import Fields, Trained, inputs
@@ -76,12 +78,45 @@ def program(role: str, network: Network, training: Training, fields: Fields = FI
     return Program((update,), prepare=prepare, schedules=training.schedules)
 
 
+@functools.lru_cache(maxsize=64)
+def matching_program(
+    role: str, network: Network, training: Training, fields: Fields = FIELDS
+) -> Program:
+    """One update of a cross-encoder: the same loss of its scores, at a temperature of 1."""
+
+    def prepare(variables, batch, context):
+        return {**batch, "train": one_text(batch["train"], context.rng)}, context.memory
+
+    def objective(variables, batch, context):
+        x = inputs(batch["train"], fields)
+        out = network.apply(variables[role], *x, train=True, rng=context.rng)
+        where, own = batch["train"]["where"], jnp.arange(len(batch["train"]["where"]))
+        # A row of padding keeps its own column, so that it is finite; it has no weight.
+        known = where[None, :] | jnp.eye(len(own), dtype=bool)
+        both = [
+            losses.cross_entropy(jnp.where(known, s, -jnp.inf), own)
+            for s in (out.output["score"], out.output["score"].T)
+        ]
+        return Evaluation({"matching": mean(sum(both) / 2, where)}, {role: out.variables})
+
+    update = Update(
+        objective,
+        (role,),
+        training.transformation,
+        microbatches=training.microbatches,
+        batchwise=True,
+        loss_scale=training.scaling,
+    )
+    return Program((update,), prepare=prepare, schedules=training.schedules)
+
+
 def stage(task: RetrievalTask, role: str, name: str) -> Stage:
     """The stage that trains `role` on the pairs."""
     training = task.training[role]
+    made = matching_program if task.crosses(role) else program
     return Stage(
         name,
-        program(role, task.networks[role], training, task.reads(role)),
+        made(role, task.networks[role], training, task.reads(role)),
         {role: task.start(role)},
         {"train": task.stream(role)},
         training.steps,

@@ -1,7 +1,9 @@
 """A retrieval task: images with texts, and the dual encoders that are to bring pairs together.
 
 A dual encoder is `(image, tokens, segments) -> {"image": [B, D], "text": [B, D], "scale": []}`,
-unit vectors and 1 / temperature, and does without the inputs that are None (`DualEncoder`).
+unit vectors and 1 / temperature, and does without the inputs that are None (`DualEncoder`). A
+teacher may be a cross-encoder instead, `(image, tokens, segments) -> {"score": [I, T]}`, which
+scores every image with every text and embeds neither (`CrossEncoder`).
 """
 
 from __future__ import annotations
@@ -56,6 +58,15 @@ def one_text(batch: Mapping[str, jax.Array], rng: jax.Array | None = None) -> di
     return {**batch, **picked}
 
 
+def similarity(output: Mapping[str, jax.Array]) -> jax.Array:
+    """`[I, T]`: a cross-encoder's scores, or the cosines of a dual encoder.
+
+    >>> similarity({"image": jnp.eye(2), "text": jnp.eye(2), "scale": 1.0}).tolist()
+    [[1.0, 0.0], [0.0, 1.0]]
+    """
+    return output["score"] if "score" in output else output["image"] @ output["text"].T
+
+
 def teach(network: Network, fields: Fields = FIELDS):
     """A program's `prepare`: one text an image, and the teacher's embeddings beside the pair.
 
@@ -97,15 +108,24 @@ class RetrievalTask(Task):
                 "cache_teacher keeps one embedding an image, but the student's views are "
                 "augmented: take the augmentation away, or the cache"
             )
+        if self.cache_teacher and self.crosses("teacher"):
+            raise ValueError("cache_teacher keeps embeddings, and a cross-encoder has none")
 
     def check_outputs(self) -> None:
-        """Refuses networks that are no dual encoders."""
+        """Refuses networks that are no dual encoders, nor a cross-encoder that teaches."""
         for role in self.networks:
+            if role == "teacher" and self.crosses(role):
+                continue
             found = self.outputs(role)
             if not isinstance(found, Mapping) or not {"image", "text", "scale"} <= set(found):
                 raise ValueError(
                     f"the {role} must be a dual encoder, whose output has image, text and scale"
                 )
+
+    def crosses(self, role: str) -> bool:
+        """Whether a role's network is a cross-encoder."""
+        found = self.outputs(role)
+        return isinstance(found, Mapping) and "score" in found
 
     def outputs(self, role: str) -> PyTree:
         """The shapes of what a role's network makes of one pair."""
@@ -160,10 +180,27 @@ class RetrievalTask(Task):
         return Embeddings(np.concatenate(images), np.concatenate(texts), float(scale))
 
     def predict(self, role: str, variables: PyTree, split: str = "test") -> np.ndarray:
-        """The cosine of every image with every text, `[N, N K]`; the K texts of an image lie
-        next to each other, in the order of the images."""
+        """The cosine, or the score, of every image with every text, `[N, N K]`; the K texts of an
+        image lie next to each other, in the order of the images."""
+        if self.crosses(role):
+            return self._crossed(role, variables, split)
         found = self.embeddings(role, variables, split)
         return found.image @ found.text.reshape(-1, found.text.shape[-1]).T
+
+    def _crossed(self, role: str, variables: PyTree, split: str) -> np.ndarray:
+        stream = self.sequential(split)
+        assemble, score = _pairwise(self.networks[role], stream.assemble)
+        variables = gather(self.kept(role, variables))
+        batches = [assemble(stream.table, item) for item in stream.items(whole=True)]
+        real = [np.asarray(batch["where"]) for batch in batches]
+        rows = []
+        for a, rows_of in zip(batches, real):
+            columns = []
+            for b, columns_of in zip(batches, real):
+                found = np.asarray(score(variables, a["image"], b["tokens"], b["segments"]))
+                columns.append(found[rows_of][:, columns_of].reshape(rows_of.sum(), -1))
+            rows.append(np.concatenate(columns, 1))
+        return np.concatenate(rows)
 
     def scores(self, role: str, variables: PyTree, reference: np.ndarray | None) -> dict:
         """Metric -> number on the test split.
@@ -220,6 +257,16 @@ def _embed(network: Network, assemble):
 
 
 @functools.lru_cache(maxsize=64)
+def _pairwise(network: Network, assemble):
+    def score(variables, image, tokens, segments):
+        flat = [x.reshape(-1, x.shape[-1]) for x in (tokens, segments)]
+        found = network.apply(variables, image, *flat).output["score"]
+        return found.reshape(len(image), *tokens.shape[:2])
+
+    return jax.jit(assemble), jax.jit(score)
+
+
+@functools.lru_cache(maxsize=64)
 def retrieval_metrics(role: str, network: Network, fields: Fields = FIELDS):
     """`(variables, batch) -> {recall_at_1, text_recall_at_1, image_recall_at_1}` of a role.
 
@@ -231,7 +278,7 @@ def retrieval_metrics(role: str, network: Network, fields: Fields = FIELDS):
         batch = one_text(batch)
         out = network.apply(variables[role], *inputs(batch, fields)).output
         where, own = batch["where"], jnp.arange(len(batch["where"]))
-        cosine = out["image"] @ out["text"].T
+        cosine = similarity(out)
         text = jnp.argmax(jnp.where(where[None, :], cosine, -jnp.inf), 1) == own
         image = jnp.argmax(jnp.where(where[:, None], cosine, -jnp.inf), 0) == own
         found = {"text": text.astype(jnp.float32), "image": image.astype(jnp.float32)}

@@ -2,6 +2,7 @@
 
 from kdjax.networks.adapters import as_network
 from kdjax.networks.augmentors import Augmentor, mix_images
+from kdjax.networks.cross_encoder import CrossEncoder
 from kdjax.networks.denoisers import DenoisingMLP, gaussian_mixture
 from kdjax.networks.dual_encoder import DualEncoder, TextEncoder
 from kdjax.networks.feature_masks import GateNet, MaskNet, mask_width, masked_feature
@@ -62,6 +63,7 @@ __all__ = [
     "Augmentor",
     "ClassifierHead",
     "ConvRegressor",
+    "CrossEncoder",
     "Decoder",
     "DecoderConfig",
     "DenoisingMLP",

@@ -12,6 +12,7 @@ from typing import Any
 from flax import linen as nn
 
 from kdjax.networks.convnet import ConvNet
+from kdjax.networks.cross_encoder import CrossEncoder
 from kdjax.networks.denoisers import DenoisingMLP
 from kdjax.networks.dual_encoder import DualEncoder, TextEncoder
 from kdjax.networks.fusion import Fusion
@@ -46,8 +47,10 @@ NAMES: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
     "vit_tiny": (ViT, {"width": 192, "depth": 12, "heads": 3}),
     "fusion": (Fusion, {}),
     "dual_encoder": (DualEncoder, {"image": "resnet8", "text": {}}),
+    "cross_encoder": (CrossEncoder, {"image": "resnet8", "text": {}}),
     "denoising_mlp": (DenoisingMLP, {}),
 }
+OF_PAIRS = (DualEncoder, CrossEncoder)
 TEXT: dict[str, type] = {"decoder": DecoderConfig, "text_classifier": TextClassifier}  # of tokens
 
 
@@ -59,11 +62,12 @@ def build(name: str, num_classes: int, **options: Any) -> Network:
     Args:
       name: one of `NAMES`, or `wrn_<depth>_<widen>` of any depth 6n + 4 and width, or one of
         `TEXT`.
-      num_classes: C, at least 1; the vocabulary of a decoder or a dual encoder; the number of
-        values of an example of a denoiser.
+      num_classes: C, at least 1; the vocabulary of a decoder, a dual or a cross-encoder; the
+        number of values of an example of a denoiser.
       **options: attributes of the module that differ from what the name stands for; the fields of
         `DecoderConfig` for a decoder. A network within (`encoders` of a fusion, `image` of a dual
-        encoder) is a name, or a mapping of `name` and options; `text` is options of `TextEncoder`.
+        or a cross-encoder) is a name, or a mapping of `name` and options; `text` is options of
+        `TextEncoder`.
 
     Raises:
       ValueError: unknown name or option (the nearest valid one is named), or a bad value.
@@ -126,11 +130,11 @@ def _resolve(name: str, options: Mapping[str, Any]) -> tuple[type, tuple]:
         if not merged.get("encoders"):
             raise ValueError("fusion needs encoders: names of networks, one a modality")
         merged["encoders"] = [_within("encoders", x) for x in merged["encoders"]]
-    if module is DualEncoder:
+    if module in OF_PAIRS:
         merged["image"] = _within("image", merged["image"])
         wrong = [x for x in merged["text"] if x not in TextEncoder.__dataclass_fields__]
         if wrong:
-            raise ValueError(f"text of a dual encoder has no option {wrong[0]!r}")
+            raise ValueError(f"text of {name} has no option {wrong[0]!r}")
         merged["text"] = tuple(sorted(merged["text"].items()))
     frozen = {k: tuple(v) if isinstance(v, list) else v for k, v in merged.items()}
     return module, tuple(sorted(frozen.items()))
@@ -140,7 +144,7 @@ def _within(where: str, given: Any) -> tuple[type, tuple]:
     """An encoder inside another network, as `_resolve` gives it."""
     options = {"name": given} if isinstance(given, str) else dict(given)
     module, options = _resolve(str(options.pop("name", None)), options)
-    if module in (Fusion, DualEncoder, DenoisingMLP, *TEXT.values()):
+    if module in (Fusion, *OF_PAIRS, DenoisingMLP, *TEXT.values()):
         raise ValueError(f"{where} must name image networks, got {given!r}")
     return module, options
 
@@ -152,10 +156,10 @@ def _build(module: type, num_classes: int, options: tuple) -> Network:
     given = dict(options)
     if module is Fusion:
         given["encoders"] = tuple(kind(1, **dict(x)) for kind, x in given["encoders"])
-    if module is DualEncoder:
+    if module in OF_PAIRS:
         kind, inner = given.pop("image")
         text = TextEncoder(num_classes, **dict(given.pop("text")))
-        return from_linen(DualEncoder(kind(1, **dict(inner)), text, **given))
+        return from_linen(module(kind(1, **dict(inner)), text, **given))
     return from_linen(module(num_classes, **given))
 
 

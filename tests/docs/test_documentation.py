@@ -6,6 +6,8 @@ import re
 import subprocess
 import sys
 
+import pytest
+
 from kdjax import losses
 
 DOCS = pathlib.Path(__file__).parents[2] / "docs"
@@ -25,6 +27,7 @@ def test_every_page_is_in_the_index():
     assert sorted(listed) == sorted(set(PAGES) - {"index"})
 
 
+@pytest.mark.slow
 def test_it_builds_without_a_warning(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html", DOCS, tmp_path],

@@ -320,6 +320,7 @@ def sharded_differences(which):
     return errors
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "which", ["first", *(pytest.param(n, marks=pytest.mark.slow) for n in ("comparing", "others"))]
 )

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from kdjax.losses import logits, mutual, teacher_routing
 
@@ -36,6 +37,7 @@ def test_equal_probabilities_pick_the_lowest_index():
     assert teacher_routing.route_topk(jnp.full((1, 4), 0.25), num_selected=2).tolist() == [[0, 1]]
 
 
+@pytest.mark.slow
 def test_the_gate_learns_only_where_it_weighs():
     def slope(weighted, k):
         def loss(gate):
@@ -64,6 +66,7 @@ def test_pixels_share_the_choice_of_their_example():
     np.testing.assert_allclose(found, rows.reshape(2, 3), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_cotraining_without_gradients_of_targets_is_mutual_learning():
     together, labels = TEACHERS, np.array([0, 1, 2, 3, 4, -100])
 

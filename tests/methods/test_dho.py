@@ -176,6 +176,7 @@ def test_the_streams_hold_the_few_labelled_images_and_all_or_the_rest(taught):
     assert dho.labeled_rows(other, 2).tolist() != rows.tolist()
 
 
+@pytest.mark.slow
 def test_the_best_mixture_is_searched_each_time_and_kept_with_the_student(taught):
     metrics = MetricWriter(None)
     config = dho.Config(**SMALL)

@@ -151,6 +151,7 @@ def test_at_its_start_an_augmentor_changes_nothing(taught):
     assert mean_of(metrics["loss/consistency"]) < 1e-6
 
 
+@pytest.mark.slow
 def test_until_the_first_switch_the_student_is_distilled_on_the_images_themselves(taught):
     stage = last_stage(taught, CONFIG)
     student, batch = stage.program.updates[0], batch_of(stage)
@@ -183,6 +184,7 @@ def kept(recipe, outcomes):
         outcomes.append(value)
 
 
+@pytest.mark.slow
 def test_a_fixed_rhythm_is_kept_and_the_run_ends_with_the_students_last_step(taught):
     before = jax.tree.map(np.array, taught.given["teacher"])
     config = dataclasses.replace(CONFIG, alternate=(3, 2), augmentor_budget=0.4)

@@ -23,6 +23,7 @@ def test_the_readme_runs_as_printed(number, capsys):
     assert capsys.readouterr().out.strip()
 
 
+@pytest.mark.slow
 def test_linen_nnx_and_functions_all_learn():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(400, 5)).astype(np.float32)

@@ -94,6 +94,7 @@ def close(a, b, rtol=2e-5):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=rtol, atol=rtol * scale), a, b)
 
 
+@pytest.mark.slow
 def test_every_stage_trains_its_own_and_nothing_else(task):
     stages = {}
 
@@ -124,6 +125,7 @@ def test_every_stage_trains_its_own_and_nothing_else(task):
         assert size(jax.tree.map(jnp.subtract, masks.variables[role], before)) > 0
 
 
+@pytest.mark.slow
 def test_a_mask_moves_towards_the_student_and_alone(play):
     cast, variables, batch = play()
     program, train = mst_distill.specialization(cast), batch["train"]
@@ -137,6 +139,7 @@ def test_a_mask_moves_towards_the_student_and_alone(play):
         assert size(grads) > 0
 
 
+@pytest.mark.slow
 def test_the_gate_learns_from_its_balance_alone_unless_it_weighs(play):
     def slope(**changes):
         config = dataclasses.replace(CONFIG, **changes)
@@ -149,6 +152,7 @@ def test_the_gate_learns_from_its_balance_alone_unless_it_weighs(play):
     assert slope(balance_weight=0.0, gate_weighted=True, active_teachers=2) > 0
 
 
+@pytest.mark.slow
 def test_one_teacher_without_a_mask_is_kd(play):
     config = dataclasses.replace(
         CONFIG, teacher_layers=(), cross_modal_layers=None, balance_weight=0.0

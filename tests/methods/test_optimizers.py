@@ -110,7 +110,10 @@ BAD = {
     "microbatches": (dict(microbatches=0), "microbatches must be at least 1"),
     "parts": (dict(microbatches=3), "microbatches=3 does not divide batch_size=64"),
     "optimizer": (dict(optimizer="lamb"), r"optimizer must be one of \(.*\), got 'lamb'"),
-    "schedule": (dict(schedule="linear"), r"schedule must be one of \(.*\), got 'linear'"),
+    "schedule": (
+        dict(schedule="exponential"),
+        r"schedule must be one of \(.*\), got 'exponential'",
+    ),
     "learning_rate": (dict(learning_rate=0.0), "learning_rate must be positive, got 0.0"),
     "not a number": (dict(learning_rate=float("nan")), "learning_rate must be positive, got nan"),
     "weight_decay": (dict(weight_decay=-1.0), "weight_decay must not be negative, got -1.0"),

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import retrieval_toys
 
 from kdjax import data, losses, methods, networks
-from kdjax.data.tokenizers import ByteTokenizer
 from kdjax.methods import contrastive
 from kdjax.methods.retrieval_task import RetrievalTask, one_text, teach
 from kdjax.training import run
@@ -17,21 +17,10 @@ from kdjax.training.optimizers import Training
 from kdjax.training.stage import Context
 from kdjax.training.state import pick
 
-WORDS = ("red", "green", "blue", "dark", "pale", "loud")
-
 
 @pytest.fixture(scope="module")
 def pairs():
-    """Pictures made of three numbers, told by words in two languages."""
-    rng = np.random.default_rng(0)
-    images, texts = {}, {}
-    for split, size in (("train", 48), ("validation", 16), ("test", 20)):
-        codes = rng.integers(0, 6, (size, 2))
-        base = np.random.default_rng(1).integers(0, 256, (2, 6, 4, 4, 3))
-        images[split] = (base[0, codes[:, 0]] // 2 + base[1, codes[:, 1]] // 2).astype(np.uint8)
-        names = [f"{WORDS[a]} {WORDS[b]}" for a, b in codes]
-        texts[split] = [(name, name[::-1]) for name in names]
-    return data.caption_dataset(images, texts, ByteTokenizer(), name="colours")
+    return retrieval_toys.pairs()
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +54,7 @@ def test_contrastive_training_finds_pairs_of_texts_it_has_not_seen(task):
     assert first.last["params"]["log_scale"] != np.float32(-np.log(0.07))
 
 
+@pytest.mark.slow
 def test_scores_are_those_of_the_embeddings_one_by_one(task):
     variables, network = task.variables("student"), task.networks["student"]
     test = task.dataset.splits["test"].arrays()

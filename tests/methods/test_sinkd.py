@@ -304,6 +304,7 @@ print(json.dumps([len(jax.devices()), largest(apart), largest(one)]))
 """
 
 
+@pytest.mark.slow
 def test_one_plan_joins_the_rows_of_eight_devices():
     flags = "--xla_force_host_platform_device_count=8"
     done = subprocess.run(

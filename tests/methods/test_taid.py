@@ -54,6 +54,7 @@ def close(a, b, rtol=2e-5):
         np.testing.assert_allclose(x, y, rtol=rtol, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_it_does_not_depend_on_micro_batches_or_padding():
     batch = toys.batch(8)
     whole = loss_and_gradient(batch)

@@ -74,6 +74,7 @@ def moved(before, after):
     return [not np.array_equal(a, b) for a, b in pairs]
 
 
+@pytest.mark.slow
 def test_student_and_controller_are_trained_and_nothing_else(taught):
     stage = dataclasses.replace(stage_of(taught, tgeo_kd.Config()), validation=None)
     frozen = {role: stage.variables[role] for role in ("teacher", "class_means")}
@@ -146,6 +147,7 @@ def test_a_ratio_of_1_is_kd(taught):
     close(gradient_of(soft, batch)[0], gradient_of(stage_of(taught, config, kd), batch)[0])
 
 
+@pytest.mark.slow
 def test_the_student_sees_its_ratios_as_constants(taught):
     """The gradient is that under the same numbers, written down an example at a time."""
     stage, free = stage_of(taught, tgeo_kd.Config()), stage_of(taught, PER_EXAMPLE)

@@ -234,6 +234,7 @@ def test_a_vit_learns_from_a_convolution(digits):
     assert all(metrics[f"loss/{name}"] > 0 for name in ("inner", "local", "global"))
 
 
+@pytest.mark.slow
 def test_a_recipe_measures_the_graphs_of_unseen_images_and_leaves_the_teacher_alone(task, tmp_path):
     teacher = task.variables("teacher")
     before = [np.asarray(x).tobytes() for x in jax.tree.leaves(teacher)]

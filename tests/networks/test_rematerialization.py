@@ -78,6 +78,7 @@ def memory(name, remat, shape, **options):
     return lowered.compile(compiler_options=KEEP_BARRIERS).memory_analysis().temp_size_in_bytes
 
 
+@pytest.mark.slow
 def test_a_deep_network_takes_a_fraction_of_the_temporary_memory():
     deep = functools.partial(memory, "vit", shape=(8, 32, 32, 3), depth=4, width=16, heads=2)
     kept, dots, blocks = deep(""), deep("dots_saveable"), deep("block")
