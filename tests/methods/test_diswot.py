@@ -111,6 +111,15 @@ def test_searches_stay_within_the_budget(task, searched, name):
         diswot.search(np.random.default_rng(1), task, few)
 
 
+def test_the_search_comes_before_the_first_stage(task, searched):
+    recipe = diswot.recipe(task, EVERY)
+    node = next(recipe)
+    assert (type(node), node.name) == (Compute, "search")
+    stage = recipe.send(searched)
+    assert (type(stage), stage.name) == (Stage, "teacher")
+
+
+@pytest.mark.slow
 def test_the_search_comes_first_and_its_student_is_distilled_like_kd(task):
     """What follows the search is KD of the network that it found, from the same start."""
     config = dataclasses.replace(EVERY, choices={"width": (3,)})
