@@ -19,15 +19,8 @@ import numpy as np
 
 from kdjax import evaluation, losses
 from kdjax.data import Dataset, Split, augmentations, resident, sequential
-from kdjax.data.prepared import data_dir
-from kdjax.data.teacher_cache import (
-    Contents,
-    TeacherCache,
-    fingerprint,
-    processing_of,
-    write_stream,
-)
-from kdjax.data.teacher_cache_stream import Taught
+from kdjax.methods.inputs import Fields, inputs
+from kdjax.methods.taught_views import taught_views
 from kdjax.networks import Network, logits_of
 from kdjax.networks.quantization import check_kept, keep
 from kdjax.training import (
@@ -45,25 +38,7 @@ from kdjax.training import (
 from kdjax.training.optimizers import Training
 
 PyTree = Any
-Fields = str | tuple[str, ...]  # what a network reads of a batch: its arguments, in their order
 NOTHING: Mapping[str, PyTree] = types.MappingProxyType({})
-
-
-def inputs(batch: Mapping[str, jax.Array], fields: Fields) -> tuple[jax.Array, ...]:
-    """The arguments of a network: the fields of a batch that it reads, in order.
-
-    Raises:
-      ValueError: the batch lacks a field.
-
-    >>> batch = {"image": 1, "audio": 2, "label": 3}
-    >>> inputs(batch, "image"), inputs(batch, ("image", "audio"))
-    ((1,), (1, 2))
-    """
-    names = (fields,) if isinstance(fields, str) else fields
-    for name in names:
-        if name not in batch:
-            raise ValueError(f"a network reads the field {name!r}, but there are {sorted(batch)}")
-    return tuple(batch[name] for name in names)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +60,7 @@ class Task:
       teacher_weights: what a teacher's matrices are kept in once it is trained (`networks.keep`).
       cache_teacher: the teacher is run before the first step instead of in every step: once over
         the training split where the student sees the images as they are, else over every view that
-        it will see, which are kept on disk (`taught_views`).
+        it will see, which are kept on disk (`taught_views.py`).
       taught_by, lessons: a teacher, and the training split with its outputs, where `prepared` has
         run it already.
       variants: role -> a function from changed options to the role's network with these, for
@@ -337,46 +312,9 @@ class Task:
         """`(roles, stream)`: the student's batches, and the teacher as a frozen role or in them."""
         if self.cache_teacher and self.training["student"].augment:
             yield from ()
-            return {}, self.taught_views(teacher)
+            return {}, taught_views(self, teacher)
         roles, fields = yield from self.taught(teacher)
         return roles, self.stream("student", fields=fields)
-
-    def taught_views(self, teacher: PyTree) -> Taught:
-        """The student's batches with the teacher's logits of the very views that it sees.
-
-        The logits lie under `KDJAX_DATA_DIR`, by the teacher's weights and computation, what it
-        reads and what is done to that: one float32 entry for each example of each step, that is
-        `steps * batch_size`, or one an example and epoch. They are computed where they are
-        missing: after a kill, or for more steps. Another seed of the task has other views and a
-        cache of its own.
-        """
-        training, split = self.training["student"], self.dataset.splits["train"]
-        stream, teacher = self.stream("student"), gather(teacher)
-        reads, records = self.reads("teacher"), split.arrays()
-        seen = {name: records[name] for name in ((reads,) if isinstance(reads, str) else reads)}
-        fields = [*seen, "id", "epoch"]
-        if "mixup" in [augmentation.name for augmentation in augmentations(training.augment)]:
-            fields += ["partner_image", "partner_id"]
-        forward = _logits(self.networks["teacher"])
-        computation = forward.lower(teacher, *self.examples("teacher")).as_text()
-        contents = Contents(
-            "dense",
-            self.num_outputs("teacher"),
-            fingerprint({"computation": computation, "variables": teacher}),
-            tuple(fields),
-            preprocessing=processing_of(stream),
-        )
-        folder = data_dir() / "teacher_cache" / fingerprint([contents.to_json(), seen])[:32]
-        variables = jax.device_put(teacher)
-        write_stream(
-            folder,
-            stream,
-            lambda batch: forward(variables, *inputs(batch, reads)),
-            contents,
-            steps=training.steps,
-            split=split,
-        )
-        return TeacherCache(folder, contents).stream(stream, split)
 
     def kept(self, role: str, variables: PyTree) -> PyTree:
         """A role's variables as a stage that does not train it reads them: `teacher_weights`.
@@ -480,11 +418,6 @@ def _resident(split: Split, batch_size: int, seed: int, augment, mean, std, rows
     """One stream for all members that read the same batches: they are then read once."""
     options = dict(augment=augment, mean=mean, std=std)
     return resident(split, batch_size, seed=seed, indices=rows, repeats=rows is not None, **options)
-
-
-@functools.lru_cache(maxsize=64)
-def _logits(network: Network):
-    return jax.jit(lambda variables, *x: logits_of(network.apply(variables, *x).output))
 
 
 @functools.lru_cache(maxsize=64)

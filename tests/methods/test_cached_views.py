@@ -9,7 +9,8 @@ import pytest
 from kdjax.data import augmentations, teacher_cache_format
 from kdjax.data.teacher_cache import Writer
 from kdjax.methods import kd, sinkd
-from kdjax.methods import task as task_module
+from kdjax.methods import taught_views as views_module
+from kdjax.methods.taught_views import taught_views
 from kdjax.training import run
 
 STEPS, BATCH = 13, 120  # 1,560 views, more than one epoch of the digits
@@ -35,7 +36,7 @@ def augmented(task, views="shifted", cache=True, **changes):
 
 
 def batches(task, steps):
-    stream = task.taught_views(task.given["teacher"])
+    stream = taught_views(task, task.given["teacher"])
     assemble = jax.jit(stream.assemble)
     return [assemble(stream.table, item) for _, item in zip(range(steps), stream.items())]
 
@@ -48,7 +49,7 @@ def files(folder):
 @pytest.mark.parametrize("views", ["shifted", pytest.param("mixed", marks=pytest.mark.slow)])
 def test_a_batch_brings_what_the_teacher_says_to_its_views(task, views):
     made = augmented(task, views)
-    forward = task_module._logits(made.networks["teacher"])
+    forward = views_module._logits(made.networks["teacher"])
     seen = []
     for batch in batches(made, STEPS):
         said = forward(made.given["teacher"], batch["image"])
@@ -59,6 +60,16 @@ def test_a_batch_brings_what_the_teacher_says_to_its_views(task, views):
     twice = np.flatnonzero(np.bincount(ids) == 2)  # seen in two epochs
     first, again = np.flatnonzero(ids == twice[0])
     assert np.abs(images[first] - images[again]).max() > 0
+
+
+def test_the_teacher_is_asked_with_the_weights_that_a_live_one_is_kept_in(task):
+    made = dataclasses.replace(augmented(task), teacher_weights="bfloat16")
+    forward = views_module._logits(made.networks["teacher"])
+    teacher = made.given["teacher"]
+    (batch,) = batches(made, 1)
+    kept, whole = (forward(x, batch["image"]) for x in (made.kept("teacher", teacher), teacher))
+    np.testing.assert_array_equal(batch["teacher_logits"], kept)
+    assert np.any(kept != whole)
 
 
 @pytest.mark.parametrize(
@@ -91,7 +102,7 @@ def test_there_is_one_entry_a_view_and_more_steps_add_to_them(task, folder, monk
     assert (written, files(folder)) == ([], before)  # it is only read
     longer = dataclasses.replace(made.training["student"], steps=STEPS + 3)
     more = dataclasses.replace(made, training={**made.training, "student": longer})
-    stream = more.taught_views(more.given["teacher"])
+    stream = taught_views(more, more.given["teacher"])
     assert written == [BATCH] * 3
     assert len(list(folder.iterdir())) == 1
     assert len(stream._lookup.__self__) == (STEPS + 3) * BATCH
@@ -99,7 +110,7 @@ def test_there_is_one_entry_a_view_and_more_steps_add_to_them(task, folder, monk
 
 def test_killed_while_it_was_written_it_goes_on_to_the_same_files(task, folder, monkeypatch):
     made = augmented(task)
-    monkeypatch.setattr(task_module, "write_stream", small_shards(task_module.write_stream))
+    monkeypatch.setattr(views_module, "write_stream", small_shards(views_module.write_stream))
     batches(made, 1)
     whole = files(folder)
     assert sum(name.endswith(".arrayrecord") for name in whole) > 2
