@@ -108,7 +108,9 @@ def main(results: str = "results", seeds: str = str(SEEDS)) -> None:
         teachers.append(digits.accuracy(one, one.reference(one.given["teacher"])))
         for name, config in ARMS.items():
             last = {**scores(one, students[name]), "teacher": teachers[-1]}
-            digits.write(folder, NAME, name, seed, config, last, seconds, around)
+            # The rounds end with their last step: nothing is selected.
+            metrics = {"last": last, "selected": last}
+            digits.write(folder, NAME, name, seed, config, metrics, seconds, around)
             found[name].append(last)
     summary = evaluation.summary(teachers)
     lines = [f"# {NAME}", "", *(__doc__ or "").split("\n\n")[2].splitlines(), ""]
@@ -118,8 +120,9 @@ def main(results: str = "results", seeds: str = str(SEEDS)) -> None:
         "in all. `radius`: the largest distance of a prediction of the pool to the nearest one "
         "that is labelled, after a query; mean over the queries.",
         "",
-        *digits.claimed(claims(found)),
-        *digits.table(found, (*(f"round_{n}" for n in range(ROUNDS + 1)), "radius")),
+        evaluation.claims_table(claims(found)),
+        "",
+        evaluation.arms_table(found, (*(f"round_{n}" for n in range(ROUNDS + 1)), "radius")),
         "",
     ]
     folder.joinpath("table.md").write_text("\n".join(lines))

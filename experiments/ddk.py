@@ -256,22 +256,12 @@ def page(found: dict[str, list[dict[str, float]]], seeds: int, seconds: float) -
         f"{seconds / 60:.1f} minutes in all. A ratio is the student's perplexity over the "
         "teacher's; the movement is the mean L1 change of the factor after the third interval.",
         "",
-        "| claim | | measured |",
-        "| :--- | :--- | :--- |",
+        evaluation.claims_table(claims(found)),
+        "",
     ]
-    lines += [f"| {t} | {'holds' if ok else 'fails'} | {got} |" for t, ok, got in claims(found)]
     keys = ["worst_ratio", "mean_ratio", *(f"ratio_{d}" for d in DOMAINS)]
     keys += ["kl_to_teacher", "movement"]
-    lines += ["", "| arm | " + " | ".join(keys) + " |", "| :--- |" + " ---: |" * len(keys)]
-    for arm, metrics in found.items():
-        cells = []
-        for key in keys:
-            if key not in metrics[0]:
-                cells.append("")
-                continue
-            values = evaluation.summary([x[key] for x in metrics])
-            cells.append(f"{values.mean:.4f} ± {values.sd:.4f}")
-        lines.append(f"| {arm} | " + " | ".join(cells) + " |")
+    lines.append(evaluation.arms_table(found, keys))
     first = next(iter(found.values()))
     for what in ("chain_perplexity", "teacher_perplexity", "start_ratio"):
         text = ", ".join(f"{np.mean([x[f'{what}_{d}'] for x in first]):.3f}" for d in DOMAINS)

@@ -58,9 +58,8 @@ def arms(task: Task) -> Generator:
     return found
 
 
-def scores(task: Task, config: dho.Config, trained) -> dict[str, float]:
-    """Accuracies of the student that the validation split selects, and of its heads."""
-    task, student = trained.on(task), trained.selected
+def scores(task: Task, config: dho.Config, student) -> dict[str, float]:
+    """Accuracies of a student, and of its heads."""
     said = {split: dho.answers(task, student, split) for split in ("validation", "test")}
     out = {"accuracy": digits.accuracy(task, said["test"]["logits"])}
     out |= task.scores("student", student, task.reference(task.given["teacher"]))
@@ -114,12 +113,15 @@ def main(results: str = "results", seeds: str = str(SEEDS)) -> None:
     for seed, (one, students) in enumerate(zip(tasks, trained)):
         teachers.append(digits.accuracy(one, one.reference(one.given["teacher"])))
         for name, config in ARMS.items():
-            last = scores(one, config, students[name])
+            reads, both = students[name].on(one), {"teacher": teachers[-1]}
             if name in conflict:
-                last["cosine"] = float(np.mean(conflict[name], axis=0)[seed])
-            last["teacher"] = teachers[-1]
-            digits.write(folder, NAME, name, seed, config, last, seconds, around)
-            found[name].append(last)
+                both["cosine"] = float(np.mean(conflict[name], axis=0)[seed])
+            metrics = {
+                which: {**scores(reads, config, getattr(students[name], which)), **both}
+                for which in ("last", "selected")
+            }
+            digits.write(folder, NAME, name, seed, config, metrics, seconds, around)
+            found[name].append(metrics["selected"])
     summary = evaluation.summary(teachers)
     lines = [f"# {NAME}", "", *(__doc__ or "").split("\n\n")[2].splitlines(), ""]
     lines += [
@@ -128,8 +130,11 @@ def main(results: str = "results", seeds: str = str(SEEDS)) -> None:
         "in all. `cosine`: between the gradients of labels and teacher in the backbone, mean over "
         "the steps reported.",
         "",
-        *digits.claimed(claims(found)),
-        *digits.table(found, ("accuracy", "ce_head", "kd_head", "alpha", "beta", "cosine", "ece")),
+        evaluation.claims_table(claims(found)),
+        "",
+        evaluation.arms_table(
+            found, ("accuracy", "ce_head", "kd_head", "alpha", "beta", "cosine", "ece")
+        ),
         "",
     ]
     folder.joinpath("table.md").write_text("\n".join(lines))

@@ -202,22 +202,10 @@ def page(found: dict[str, list[dict[str, float]]], seeds: int, seconds: float) -
         f"{BUDGET:g} augmentor steps for each of them; after the last step; "
         f"{seconds / 60:.1f} minutes in all.",
         "",
-        "| claim | | measured |",
-        "| :--- | :--- | :--- |",
-        *(f"| {t} | {'holds' if ok else 'fails'} | {got} |" for t, ok, got in claims(found)),
+        evaluation.claims_table(claims(found)),
         "",
-        "| arm | " + " | ".join(SHOWN) + " |",
-        "| :--- |" + " ---: |" * len(SHOWN),
+        evaluation.arms_table(found, SHOWN, digits=3),
     ]
-    for arm, metrics in found.items():
-        cells = []
-        for key in SHOWN:
-            if key not in metrics[0]:
-                cells.append("")
-                continue
-            scores = evaluation.summary([x[key] for x in metrics])
-            cells.append(f"{scores.mean:.3f} ± {scores.sd or 0:.3f}")
-        lines.append(f"| {arm} | " + " | ".join(cells) + " |")
     told = found["none"]
     text = ", ".join(
         f"{what} {np.mean([x[f'teacher_{what}'] for x in told]):.3f}"

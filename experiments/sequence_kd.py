@@ -384,14 +384,8 @@ def main(name: str, results: str = "results") -> None:
             evaluation.write_record(folder / f"{arm}-seed{seed}.json", record)
     lines = [f"# sequence_kd-{name}", "", inspect.cleandoc(WORLDS[name].__doc__), ""]
     lines += [f"{len(SEEDS)} seeds; students after the last step, none selected.", ""]
-    held = [(text, "holds" if ok else "fails", got) for text, ok, got in claims]
-    keys, rows = list(next(iter(found.values()))[0]), []
-    for arm, metrics in found.items():
-        values = np.array([[x[key] for key in keys] for x in metrics])
-        spread = zip(values.mean(0), values.std(0, ddof=1))
-        rows.append((arm, *(f"{average:.4f} ± {sd:.4f}" for average, sd in spread)))
-    lines += [evaluation.markdown_table(("claim", "", "measured"), held), ""]
-    lines += [evaluation.markdown_table(("arm", *keys), rows)]
+    keys = list(next(iter(found.values()))[0])
+    lines += [evaluation.claims_table(claims), "", evaluation.arms_table(found, keys)]
     lines += ["", "Mean ± standard deviation over the seeds."]
     page = "\n".join(lines) + "\n"
     (folder / "table.md").write_text(page)

@@ -171,10 +171,6 @@ def of_ratios(seed: int, name: str, teacher, found) -> dict[str, float]:
     return {key: float(value) for key, value in out.items()}
 
 
-def line(claim: str, holds: bool, measured: str) -> str:
-    return f"| {claim} | {'holds' if holds else 'fails'} | {measured} |"
-
-
 def compared(name: str, other: str, accuracy: Mapping[str, np.ndarray]) -> tuple[float, str]:
     """The mean difference of two arms' accuracies, and that in words."""
     test = evaluation.paired_test(accuracy[name], accuracy[other])
@@ -186,7 +182,7 @@ def compared(name: str, other: str, accuracy: Mapping[str, np.ndarray]) -> tuple
     )
 
 
-def claims(arms: Mapping[str, Mapping[str, Sequence[float]]]) -> list[str]:
+def claims(arms: Mapping[str, Mapping[str, Sequence[float]]]) -> list[tuple[str, bool, str]]:
     """What is claimed, one by one, and comparisons that are not."""
     accuracy = {name: np.asarray(values["accuracy"]) for name, values in arms.items()}
     best = max(FIXED, key=lambda name: accuracy[name].mean())
@@ -195,13 +191,13 @@ def claims(arms: Mapping[str, Mapping[str, Sequence[float]]]) -> list[str]:
     start, end = (np.asarray(arms["untrained"][n]) for n in ("ratio_at_start", "ratio"))
     far = np.max(arms["untrained"]["ratio_largest_distance"])
     ordered = (wrong < clean) & (clean < label)
-    out = ["| claim | | measured |", "| :--- | :--- | :--- |"]
+    out = []
     gain, said = compared("tgeo", best, accuracy)
-    out.append(line(f"TGeo-KD is better than the best fixed ratio (`{best}`)", gain > 0, said))
+    out.append((f"TGeo-KD is better than the best fixed ratio (`{best}`)", gain > 0, said))
     means = " < ".join(f"{x.mean():.3f}" for x in (wrong, clean, label))
     said = f"means {means}; in {int(ordered.sum())} of {len(ordered)} seeds"
     out.append(
-        line(
+        (
             "ratio where the teacher is wrong < clean < where the label is wrong, in every seed",
             bool(ordered.all()),
             said,
@@ -209,12 +205,10 @@ def claims(arms: Mapping[str, Mapping[str, Sequence[float]]]) -> list[str]:
     )
     drift = np.abs(end - start).max()
     said = f"at most {drift:.3f}; a single example's at most {far:.3f}"
-    out.append(
-        line("untrained, the mean ratio stays within 0.05 of the start's", drift < 0.05, said)
-    )
+    out.append(("untrained, the mean ratio stays within 0.05 of the start's", drift < 0.05, said))
     gap, said = compared("untrained", "fixed-0.5", accuracy)
     out.append(
-        line(
+        (
             "untrained, the accuracy is that of a fixed ratio of 0.5, within 1 %",
             abs(gap) < 0.01,
             said,
@@ -226,7 +220,7 @@ def claims(arms: Mapping[str, Mapping[str, Sequence[float]]]) -> list[str]:
         ("per_example", "a free ratio of each example"),
     ):
         gain, said = compared("tgeo", other, accuracy)
-        out.append(line(f"(not claimed) TGeo-KD is better than {what}", gain > 0, said))
+        out.append((f"(not claimed) TGeo-KD is better than {what}", gain > 0, said))
     return out
 
 
@@ -247,15 +241,13 @@ def publish(results: pathlib.Path) -> str:
         f"{len(last['tgeo']['accuracy'])} seeds, after the last of {TRAINING.steps} steps; nothing "
         "is selected by validation.",
         "",
-        *claims(last),
+        evaluation.claims_table(claims(last)),
         "",
         evaluation.comparison_table(last, baseline="fixed-0.5"),
         "",
         "Mean ratio at the end, over the training examples of a kind:",
         "",
-        "| arm | " + " | ".join(kind.replace("_", " ") for kind in KINDS) + " |",
-        "| --- |" + " ---: |" * len(KINDS),
-        *("| " + " | ".join(row) + " |" for row in rows),
+        evaluation.markdown_table(("arm", *(kind.replace("_", " ") for kind in KINDS)), rows),
         "",
     ]
     text = "\n".join(lines)

@@ -42,14 +42,14 @@ def accuracy(task: Task, logits: np.ndarray, split: str = "test") -> float:
     return float(np.mean(logits.argmax(1) == labels))
 
 
-def write(folder: pathlib.Path, name: str, arm: str, seed: int, config, last, seconds, around):
-    """One record."""
+def write(folder: pathlib.Path, name: str, arm: str, seed: int, config, metrics, seconds, around):
+    """One record; `metrics`: those of the `last` and of the `selected` student."""
     record = evaluation.Record(
         method=arm,
         task=name,
         seed=seed,
         config=config if isinstance(config, dict) else dataclasses.asdict(config),
-        metrics={"last": dict(last), "selected": dict(last)},
+        metrics=metrics,
         curves={},
         commit=around.get("commit"),
         versions=around,
@@ -68,22 +68,3 @@ def compared(scores: Scores, one: tuple[str, str], other: tuple[str, str]) -> tu
         f"larger in {(a > b).sum()} of {len(a)}; paired difference {test.difference:+.4f}, p = {p}"
     )
     return a - b, text
-
-
-def table(scores: Scores, metrics: Sequence[str]) -> list[str]:
-    """Means and standard deviations, a line an arm."""
-    lines = ["", "| arm | " + " | ".join(metrics) + " |", "| :--- |" + " ---: |" * len(metrics)]
-    for arm, found in scores.items():
-        cells = []
-        for metric in metrics:
-            values = [x[metric] for x in found if metric in x]
-            spread = evaluation.summary(values) if values else None
-            cells.append(f"{spread.mean:.4f} ± {spread.sd:.4f}" if spread else "")
-        lines.append(f"| {arm} | " + " | ".join(cells) + " |")
-    return lines
-
-
-def claimed(claims: Sequence[tuple[str, bool, str]]) -> list[str]:
-    """Claims, whether each holds, and the numbers."""
-    lines = ["| claim | | measured |", "| :--- | :--- | :--- |"]
-    return lines + [f"| {t} | {'holds' if ok else 'fails'} | {got} |" for t, ok, got in claims]

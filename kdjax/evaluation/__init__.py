@@ -77,7 +77,13 @@ from kdjax.evaluation.segmentation import (
     segmentation_confusion,
 )
 from kdjax.evaluation.statistics import PairedTest, Summary, holm, paired_test, summary
-from kdjax.evaluation.tables import comparison_table, markdown_table, text_table
+from kdjax.evaluation.tables import (
+    arms_table,
+    claims_table,
+    comparison_table,
+    markdown_table,
+    text_table,
+)
 
 __all__ = [
     "Bins",
@@ -101,8 +107,10 @@ __all__ = [
     "agreement_matrix",
     "arms",
     "arms_plot",
+    "arms_table",
     "brier",
     "center_ap",
+    "claims_table",
     "class_mean",
     "comparison_table",
     "concordance_index",

@@ -11,7 +11,7 @@ from typing import Any
 
 from kdjax.evaluation import page
 from kdjax.evaluation.report import curve_panels, header, now, provenance, write_page
-from kdjax.evaluation.tables import NOTHING, column, text_table
+from kdjax.evaluation.tables import NOTHING, models_rows, text_table
 
 SHORT = ("perplexity", "kl_to_teacher", "agreement")
 
@@ -56,15 +56,6 @@ class LanguageReport:
                 )
 
 
-def _rows(report: LanguageReport, metrics: Sequence[str]) -> tuple[list[str], list[list[str]]]:
-    shown = [column(metric) for metric in metrics]
-    rows = [
-        [name, *(c.text(values.get(c.metric)) for c in shown)]
-        for name, values in report.models.items()
-    ]
-    return ["model", *(c.title for c in shown)], rows
-
-
 def language_table(report: LanguageReport) -> str:
     """The models of a report in rows, as plain text: perplexity and likeness to the teacher.
 
@@ -73,7 +64,7 @@ def language_table(report: LanguageReport) -> str:
     ---------------------------------------------------------------------
     teacher       12.00                     -                           -
     """
-    head, rows = _rows(report, SHORT)
+    head, rows = models_rows(report.models, SHORT)
     return text_table(head, [[cell.replace(NOTHING, "-") for cell in row] for row in rows])
 
 
@@ -106,8 +97,8 @@ def write_language_report(path: str | os.PathLike, report: LanguageReport) -> pa
     body = [
         *header(report.title, *facts, report.seconds, report.finished, size),
         "<h2>Summary</h2>",
-        page.table(*_rows(report, SHORT)),
-        page.details("More measures", page.table(*_rows(report, more))),
+        page.table(*models_rows(report.models, SHORT)),
+        page.details("More measures", page.table(*models_rows(report.models, more))),
     ]
     if report.speed:
         speeds = [[stage, f"{rate:,.0f}"] for stage, rate in report.speed.items()]

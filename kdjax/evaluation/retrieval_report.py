@@ -16,7 +16,7 @@ from PIL import Image
 
 from kdjax.evaluation import page
 from kdjax.evaluation.report import curve_panels, header, now, provenance, write_page
-from kdjax.evaluation.tables import NOTHING, column, text_table
+from kdjax.evaluation.tables import NOTHING, models_rows, text_table
 
 SHORT = ("recall_at_1", "recall_at_5", "recall_at_10", "median_rank", "agreement")
 
@@ -60,15 +60,6 @@ class RetrievalReport:
                 )
 
 
-def _rows(report: RetrievalReport, metrics: Sequence[str]) -> tuple[list[str], list[list[str]]]:
-    shown = [column(metric) for metric in metrics]
-    rows = [
-        [name, *(c.text(values.get(c.metric)) for c in shown)]
-        for name, values in report.models.items()
-    ]
-    return ["model", *(c.title for c in shown)], rows
-
-
 def retrieval_table(report: RetrievalReport) -> str:
     """The models of a report in rows, as plain text: recalls and likeness to the teacher.
 
@@ -76,7 +67,7 @@ def retrieval_table(report: RetrievalReport) -> str:
     >>> retrieval_table(report).splitlines()[2].split()
     ['teacher', '50.00', '-', '-', '-', '-']
     """
-    head, rows = _rows(report, SHORT)
+    head, rows = models_rows(report.models, SHORT)
     return text_table(head, [[cell.replace(NOTHING, "-") for cell in row] for row in rows])
 
 
@@ -107,8 +98,8 @@ def write_retrieval_report(path: str | os.PathLike, report: RetrievalReport) -> 
     body = [
         *header(report.title, *facts, report.seconds, report.finished, size),
         "<h2>Summary</h2>",
-        page.table(*_rows(report, SHORT)),
-        page.details("More measures", page.table(*_rows(report, more))),
+        page.table(*models_rows(report.models, SHORT)),
+        page.details("More measures", page.table(*models_rows(report.models, more))),
         *_examples(report),
         *curve_panels(report.curves),
         *provenance(*facts),

@@ -91,6 +91,51 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in cells)
 
 
+def claims_table(claims: Sequence[tuple[str, bool, str]]) -> str:
+    """Claims as Markdown: each with whether it holds, and the numbers that say so.
+
+    >>> print(claims_table([("better", True, "2 against 1")]).splitlines()[2])
+    | better | holds | 2 against 1 |
+    """
+    rows = [(claim, "holds" if held else "fails", measured) for claim, held, measured in claims]
+    return markdown_table(("claim", "", "measured"), rows)
+
+
+def arms_table(
+    scores: Mapping[str, Sequence[Mapping[str, float]]], metrics: Sequence[str], digits: int = 4
+) -> str:
+    """Arms in rows, metrics in columns, mean ± standard deviation over the seeds, as Markdown.
+
+    Args:
+      scores: arm -> metric -> value, one mapping a seed. An arm may lack a metric.
+      metrics: what is shown, in this order.
+      digits: decimals.
+
+    >>> print(arms_table({"a": [{"x": 1.0}, {"x": 3.0}], "b": [{}]}, ("x",), 1).splitlines()[2:])
+    ['| a | 2.0 ± 1.4 |', '| b |  |']
+    """
+    rows = []
+    for arm, found in scores.items():
+        cells = []
+        for metric in metrics:
+            values = [x[metric] for x in found if metric in x]
+            shown = Column(metric, metric, 1, digits)
+            cells.append(shown.spread(*summary(values)[:2]) if values else "")
+        rows.append((arm, *cells))
+    return markdown_table(("arm", *metrics), rows)
+
+
+def models_rows(
+    models: Mapping[str, Mapping[str, float]], metrics: Sequence[str]
+) -> tuple[list[str], list[list[str]]]:
+    """Head and rows of a report's table: a line a model, a column a metric."""
+    shown = [column(metric) for metric in metrics]
+    rows = [
+        [name, *(c.text(values.get(c.metric)) for c in shown)] for name, values in models.items()
+    ]
+    return ["model", *(c.title for c in shown)], rows
+
+
 def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table for a terminal, its first column to the left and the others to the right.
 
