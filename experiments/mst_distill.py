@@ -140,12 +140,7 @@ def page(found: dict[str, list[dict[str, float]]], seconds: float) -> str:
     rows.append(("shares drift further without balance", drifts, f"{without}"))
     lines = ["# digits-mst_distill", "", *(__doc__ or "").split("\n\n")[2].splitlines(), ""]
     lines += [f"{len(found['mst'])} seeds, {seconds / 60:.1f} minutes; selected by validation.", ""]
-    lines += ["| claim | | measured |", "| :--- | :--- | :--- |"]
-    lines += [f"| {t} | {'holds' if ok else 'fails'} | {x} |" for t, ok, x in rows]
-    lines += ["", "| arm | test accuracy |", "| :--- | ---: |"]
-    for arm in found:
-        x = evaluation.summary(accuracy(arm))
-        lines.append(f"| {arm} | {x.mean:.4f} ± {x.sd or 0:.4f} |")
+    lines += [evaluation.claims_table(rows), "", evaluation.arms_table(found, ("accuracy",))]
     return "\n".join([*lines, ""])
 
 

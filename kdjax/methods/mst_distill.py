@@ -49,6 +49,7 @@ from kdjax.training import Deferred, Evaluation, Program, Stage, Update, Validat
 from kdjax.training.optimizers import Training
 
 TEACHERS = ("teacher", "cross_modal_teacher")
+SCORE = "negative_cross_entropy"  # of the student, on the validation split
 PEERS = (*TEACHERS, "student")
 ROUTING = ("gate", "random")
 Specialists = tuple[tuple[str, str], ...]  # (teacher, layer); a layer "" is no mask
@@ -366,14 +367,19 @@ def distillation(cast: Cast) -> Program:
 
 @functools.lru_cache(maxsize=64)
 def student_metrics(cast: Cast):
-    """`classification_metrics`, and whom the gate picks on unseen examples."""
+    """`classification_metrics`, and whom the gate picks on unseen examples.
+
+    The score is minus the cross-entropy: the student with the lowest is kept, as the authors do.
+    """
     scores = classification_metrics("student", cast.networks[2], cast.fields[2])
 
     def evaluate(variables, batch):
         logits, _ = cast.logits(variables, "student", batch)
         gate_probs = jax.nn.softmax(cast.gate.apply(variables["gate"], logits).output)
         _, shares = choices(cast, gate_probs, batch["where"], None)
-        return {**scores(variables, batch), **shares}
+        found = scores(variables, batch)
+        entropy = found["cross_entropy"]
+        return {**found, SCORE: entropy._replace(total=-entropy.total), **shares}
 
     return evaluate
 
@@ -402,6 +408,11 @@ def cast_of(task: Task, config: Config) -> Cast:
         rng, feature = jax.random.key(0), names[layer]
         jax.eval_shape(found.mask.init, rng, feature)  # too few channels are refused here
     return found
+
+
+def check(task: Task, config: Config) -> None:
+    """Refuses a task without the three roles and their layers; see `cast_of`."""
+    cast_of(task, config)
 
 
 def start(cast: Cast, task: Task, role: str) -> Deferred:
@@ -456,6 +467,8 @@ def recipe(task: Task, config: Config) -> Generator:
         {**{role: peers[role] for role in PEERS}, **masks, "gate": start(cast, task, "gate")},
         stream,
         cast.training.steps,
-        validation=dataclasses.replace(task.validation("student"), evaluate=student_metrics(cast)),
+        validation=dataclasses.replace(
+            task.validation("student"), evaluate=student_metrics(cast), score=SCORE
+        ),
     )
     return Trained.of(outcome, "student")

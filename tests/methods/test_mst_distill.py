@@ -114,6 +114,7 @@ def test_every_stage_trains_its_own_and_nothing_else(task):
     assert set(first.variables) == set(mst_distill.PEERS)
     assert set(masks.variables) == {"mask0", "mask1", "mask2"}
     assert set(last.variables) == {"student", "gate"}
+    assert third.validation.score == mst_distill.SCORE
     for stage in (second, third):  # the bytes after the run are those of stage 1
         for role in mst_distill.PEERS:
             jax.tree.map(
@@ -170,6 +171,14 @@ def test_one_teacher_without_a_mask_is_kd(play):
     value, expected = jax.value_and_grad(loss)(variables["student"])
     np.testing.assert_allclose(metrics["loss"], value, rtol=1e-5)
     np.testing.assert_allclose(size(found["student"]), size(expected), rtol=1e-4)
+
+
+def test_the_student_with_the_lowest_cross_entropy_is_kept(play):
+    cast, variables, batch = play()
+    found = mst_distill.student_metrics(cast)(variables, batch["train"])
+    score, entropy = found[mst_distill.SCORE], found["cross_entropy"]
+    assert (score.total, score.weight) == (-entropy.total, entropy.weight)
+    assert entropy.total > 0
 
 
 def test_micro_batches_change_nothing(play):
