@@ -124,6 +124,8 @@ def main(argv: Sequence[str]) -> None:
     members = [dataclasses.replace(first, seed=seed) for seed in seeds]
     settings = configuration.settings(config)
     configuration.check_layout(settings.layout, first)
+    for name, one in arms.items():
+        tasks.check(one.module, one.config, one.task(first), f"config.arms.{name}")
     configuration.claim(workdir, config)
     display, began = Display(), time.monotonic()
 

@@ -68,6 +68,7 @@ def main(argv: Sequence[str]) -> None:
     task = tasks.task(config)
     settings = configuration.settings(config, profile=profile(workdir))
     configuration.check_layout(settings.layout, task)
+    tasks.check(module, method_config, task, "config.method")
     display = Display()
     with locked(workdir, display.say):
         configuration.claim(workdir, config)

@@ -55,6 +55,17 @@ def task(config: ml_collections.ConfigDict, found: Any = None) -> Task:
     return _reader(config).task(config, found)
 
 
+def check(module: ModuleType, chosen: Any, task: Task, where: str) -> None:
+    """Refuses, before a teacher is trained, a method that this task's networks do not suit.
+
+    What that means is said by the method's `check(task, config)`, where it has one.
+    """
+    try:
+        getattr(module, "check", lambda task, config: None)(task, chosen)
+    except ValueError as error:
+        raise configuration.ConfigError(f"{where}: {error}") from error
+
+
 def method(config: ml_collections.ConfigDict, fields: Mapping[str, Any], where: str):
     """`(module, its Config)`; refuses a method for another kind of task."""
     module, chosen = configuration.method(fields, where)

@@ -307,6 +307,19 @@ def search(rng: np.random.Generator, task: Task, config: Config) -> dict[str, np
     }
 
 
+def check(task: Task, config: Config) -> None:
+    """Refuses choices that are no networks, and maps that the networks do not have.
+
+    Teacher and first candidate are looked at once, on one batch.
+
+    Raises:
+      ValueError: a choice cannot be built, a map matches no value or several.
+    """
+    scorer = Scorer(task, config)
+    scorer.check()
+    scorer.measure((0,) * len(scorer.space.choices), range(1))
+
+
 def recipe(task: Task, config: Config) -> Generator:
     """The search, a teacher, given or trained, then one stage that distils what was found."""
     found = yield Compute("search", functools.partial(search, task=task, config=config))

@@ -438,10 +438,13 @@ def token_shapes(task: Task, config: Config) -> tuple[jax.ShapeDtypeStruct, ...]
     """
 
     def tokens(variables):
-        found = [
-            read(task.networks[side], variables[side], task.examples(side), side, config)[1]
-            for side in SIDES
-        ]
+        found = []
+        for side in SIDES:
+            network, x = task.networks[side], task.examples(side)
+            try:
+                found.append(read(network, variables[side], x, side, config)[1])
+            except ValueError as error:
+                raise ValueError(f"the {side}: {error}") from error
         return match_tokens(*found)
 
     found = jax.eval_shape(tokens, {side: abstract(task.start(side)) for side in SIDES})
@@ -456,6 +459,11 @@ def token_shapes(task: Task, config: Config) -> tuple[jax.ShapeDtypeStruct, ...]
     if config.num_neighbors >= size:
         raise ValueError(f"num_neighbors={config.num_neighbors} of {size} tokens in a batch")
     return found
+
+
+def check(task: Task, config: Config) -> None:
+    """Refuses networks without such tokens; see `token_shapes`."""
+    token_shapes(task, config)
 
 
 def recipe(task: Task, config: Config) -> Generator:

@@ -400,3 +400,12 @@ def test_quantisation_without_qwix_is_one_line_with_the_command(config, digits, 
 def test_a_data_set_can_be_given(config, digits):
     config.data.name = "not looked at"
     assert isinstance(configuration.task(config, digits).dataset, Dataset)
+
+
+def test_a_method_refuses_networks_that_do_not_suit_it_before_a_teacher_is_trained(config):
+    module, chosen = tasks.method(config, {"name": "trg"}, "config.method")
+    task = tasks.task(config)  # of MLPs, which have no maps
+    with pytest.raises(ConfigError, match=r"config\.method: .*student"):
+        tasks.check(module, chosen, task, "config.method")
+    module, chosen = tasks.method(config, {"name": "kd"}, "config.method")
+    tasks.check(module, chosen, task, "config.method")
