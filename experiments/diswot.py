@@ -13,6 +13,7 @@ parameters and of operations stand beside every score.
 
 from __future__ import annotations
 
+import argparse
 import csv
 import dataclasses
 import gzip
@@ -26,7 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.stats
-from absl import app, flags, logging
+from absl import logging
 
 from kdjax import data, evaluation, losses, networks
 from kdjax.methods import diswot, kd, supervised
@@ -35,11 +36,6 @@ from kdjax.methods.architecture_search import Space
 from kdjax.methods.task import Task
 from kdjax.training import Display, prefixed, run, together
 from kdjax.training.optimizers import Training
-
-RESULTS = flags.DEFINE_string("results", None, "Where records and table go.", required=True)
-WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lies: for digits.")
-GROUND_TRUTH = flags.DEFINE_string("ground_truth", None, "CSV or CSV.gz: for resnets.")
-PROXIES = flags.DEFINE_bool("proxies", True, "resnets: zero-cost proxies too, for the first seed.")
 
 SEEDS = (0, 1, 2)
 BATCH = 32
@@ -399,16 +395,24 @@ def table(
     return text
 
 
-def main(argv: Sequence[str]) -> None:
+def main() -> None:
     logging.set_verbosity(logging.WARNING)
-    parts, results = argv[1:], pathlib.Path(RESULTS.value)
-    if parts == ["resnets"] and GROUND_TRUTH.value:
-        print(resnets(results, pathlib.Path(GROUND_TRUTH.value), PROXIES.value))
-    elif parts == ["digits"] and WORKDIR.value:
-        print(digits(results, pathlib.Path(WORKDIR.value)))
+    parser = argparse.ArgumentParser(prog="experiments.diswot")
+    parts = parser.add_subparsers(dest="part", required=True)
+    ranked, taught = (parts.add_parser(name) for name in ("resnets", "digits"))
+    for part in (ranked, taught):
+        part.add_argument(
+            "--results", type=pathlib.Path, required=True, help="for records and table"
+        )
+    ranked.add_argument("--ground_truth", type=pathlib.Path, required=True, help="CSV, CSV.gz")
+    ranked.add_argument("--no-proxies", dest="proxies", action="store_false")
+    taught.add_argument("--workdir", type=pathlib.Path, required=True, help="where the run lies")
+    given = parser.parse_args()
+    if given.part == "resnets":
+        print(resnets(given.results, given.ground_truth, given.proxies))
     else:
-        raise app.UsageError("say `resnets` with --ground_truth, or `digits` with --workdir")
+        print(digits(given.results, given.workdir))
 
 
 if __name__ == "__main__":
-    app.run(main)
+    main()

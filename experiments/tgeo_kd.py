@@ -12,6 +12,7 @@ examples too: what they are worth without a controller.
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import functools
 import pathlib
@@ -20,7 +21,6 @@ from collections.abc import Generator, Mapping, Sequence
 
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
 
 from kdjax import data, evaluation, networks
 from kdjax.data.source import Dataset, Split, stratified
@@ -28,10 +28,6 @@ from kdjax.methods import supervised, tgeo_kd
 from kdjax.methods.task import Task
 from kdjax.training import Display, prefixed, read_metrics, run
 from kdjax.training.optimizers import Training
-
-WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lies.", required=True)
-RESULTS = flags.DEFINE_string("results", None, "Where records and table go.", required=True)
-SEEDS = flags.DEFINE_integer("seeds", 6, "How many.")
 
 NAME = "digits-tgeo_kd"
 TRAIN, HELD_OUT = 400, 100
@@ -255,11 +251,16 @@ def publish(results: pathlib.Path) -> str:
     return text
 
 
-def main(argv: Sequence[str]) -> None:
-    workdir, results = pathlib.Path(WORKDIR.value), pathlib.Path(RESULTS.value)
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="experiments.tgeo_kd")
+    parser.add_argument("--workdir", type=pathlib.Path, required=True, help="where the run lies")
+    parser.add_argument("--results", type=pathlib.Path, required=True, help="for records and table")
+    parser.add_argument("--seeds", type=int, default=6)
+    given = parser.parse_args()
+    workdir, results = given.workdir, given.results
     environment = evaluation.environment()
     about = {"training": dataclasses.asdict(TRAINING), "widths": WIDTHS}
-    for seed in range(SEEDS.value):
+    for seed in range(given.seeds):
         began, folder = time.monotonic(), workdir / f"seed-{seed}"
         teacher, trained = run(recipe(seed), seed=seed, workdir=folder, display=Display())
         curves = evaluation.curves(read_metrics(folder))
@@ -288,4 +289,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    main()

@@ -66,7 +66,7 @@ def test_a_config_with_captions_is_a_retrieval_task(config):
         ("data.captions.tokens", 3, "config.data.captions has no field 'tokens'"),
         ("student.input", ("image",), "config.student has no field 'input'"),
         ("student.network.embeding", 3, "did you mean 'embedding'"),
-        ("student.network.text.wide", 3, "text of a dual encoder has no option 'wide'"),
+        ("student.network.text.wide", 3, "text of dual_encoder has no option 'wide'"),
         ("method.name", "kd", "kd is for classification tasks"),
     ],
 )
