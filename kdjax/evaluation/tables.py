@@ -78,15 +78,18 @@ def p_text(p: float | None) -> str:
     return "< 0.0001" if p < 1e-4 else f"{p:.2g}"
 
 
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table, its first column to the left and the others to the right.
+def markdown_table(
+    header: Sequence[str], rows: Sequence[Sequence[str]], numbers: bool = True
+) -> str:
+    """A Markdown table, its first column to the left, and the others to the right if `numbers`.
 
     >>> print(markdown_table(("method", "n"), [("kd", "5")]))
     | method | n |
     | :--- | ---: |
     | kd | 5 |
     """
-    lines = [header, [":---"] + ["---:"] * (len(header) - 1), *rows]
+    others = ["---:" if numbers else ":---"] * (len(header) - 1)
+    lines = [header, [":---", *others], *rows]
     cells = [[str(cell).replace("|", r"\|") for cell in line] for line in lines]
     return "\n".join(f"| {' | '.join(line)} |" for line in cells)
 
@@ -98,7 +101,7 @@ def claims_table(claims: Sequence[tuple[str, bool, str]]) -> str:
     | better | holds | 2 against 1 |
     """
     rows = [(claim, "holds" if held else "fails", measured) for claim, held, measured in claims]
-    return markdown_table(("claim", "", "measured"), rows)
+    return markdown_table(("claim", "", "measured"), rows, numbers=False)
 
 
 def arms_table(
