@@ -19,6 +19,7 @@ and, as Markdown, beside the JSON file.
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import pathlib
 import time
@@ -27,7 +28,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from absl import logging
 
 from experiments.benchmark import code_lines, measurement, method_tasks
 from experiments.benchmark.method_tasks import Sizes
@@ -230,7 +230,9 @@ def measure(group: Group, sizes: Sizes, rounds: int, least: float) -> dict[str, 
         stages, host = stages_of(name, arm, task, sizes)
         for stage in stages.values():
             row = name if len(stages) == 1 else f"{name}/{stage.name}"
+            began = time.perf_counter()
             timed[row] = Timed(stage, arm.period, least)
+            print(f"{row}: compiled in {time.perf_counter() - began:.1f} s", flush=True)
             rows[row] = {"method": name, "baseline": group.baseline, "note": arm.note}
             rows[row] |= {"examples": timed[row].examples, "peak_bytes": timed[row].bytes}
             rows[row] |= {"host_seconds": host} if host else {}
@@ -262,7 +264,7 @@ def compare(sizes: Sizes, rounds: int = ROUNDS, least: float = LEAST_SECONDS) ->
     for name, group in GROUPS.items():
         began = time.perf_counter()
         rows[name] = measure(group, sizes, rounds, least)
-        logging.info("%s: %.0f s", name, time.perf_counter() - began)
+        print(f"{name} ({time.perf_counter() - began:.0f} s)", json.dumps(rows[name]), flush=True)
         # What the group holds on the device is not there in the next one.
         jax.clear_caches()
     return {"rows": rows, "lines": code_lines.count(), "without": WITHOUT}
@@ -304,7 +306,6 @@ def main() -> None:
     parser.add_argument("--out", default="", help="a JSON file for the result")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="blocks of each method")
     asked = parser.parse_args()
-    logging.set_verbosity(logging.INFO)
     result = measurement.begin(asked.out)
     result |= compare(method_tasks.USUAL, asked.rounds)
     text = table(result)
