@@ -26,6 +26,8 @@ from absl import flags
 from ml_collections import config_flags
 
 from experiments import configuration, tasks
+from experiments.command import launch
+from experiments.workdir import claim
 from kdjax import evaluation, methods
 from kdjax.evaluation.tables import column
 from kdjax.methods.sweep import program_of, sweep
@@ -126,7 +128,7 @@ def main(argv: Sequence[str]) -> None:
     configuration.check_layout(settings.layout, first)
     for name, one in arms.items():
         tasks.check(one.module, one.config, one.task(first), f"config.arms.{name}")
-    configuration.claim(workdir, config)
+    claim(workdir, config)
     display, began = Display(), time.monotonic()
 
     groups = {name: [name] for name in arms}
@@ -241,4 +243,4 @@ def publish(results: pathlib.Path, config, task: Task, teachers: Sequence[float]
 
 
 if __name__ == "__main__":
-    configuration.launch(main, several=True)
+    launch(main, several=True)

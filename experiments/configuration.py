@@ -5,35 +5,26 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib.util
-import json
 import math
-import os
 import pathlib
-import sys
-import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import ml_collections
-from absl import app, flags, logging
 from jax.sharding import PartitionSpec
 
-from experiments import hosts
 from kdjax import data, methods, networks
 from kdjax.methods.task import NOTHING, Task
 from kdjax.networks.precision import check_precision
 from kdjax.networks.quantization import TYPES, quantizable
 from kdjax.networks.rematerialization import check_remat
 from kdjax.training import (
-    CheckpointError,
     Layout,
-    NonFiniteLoss,
     Settings,
     load_variables,
     make_mesh,
 )
-from kdjax.training.checkpoint import write_text
 from kdjax.training.loss_scale import LossScale
 from kdjax.training.optimizers import Training
 
@@ -62,19 +53,6 @@ ROLE = (
     "quantize",
     "checkpoint",
     "cached",
-)
-# Fields that do not change what is computed: a workdir may go on under other values of these. So
-# that a run which a loss has stopped can go on under another policy, that is one of them.
-# The back-end changes only what is random, or a batch statistic, a device.
-FREE = (
-    "backend",
-    "checkpoint_every",
-    "keep",
-    "log_every",
-    "mesh",
-    "nonfinite",
-    "nonfinite_limit",
-    "sharding",
 )
 
 
@@ -410,92 +388,3 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             out[f"{prefix}{name}"] = list(value) if isinstance(value, list | tuple) else value
     return out
-
-
-def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """The fields in which two configs differ, as `name: old -> new`."""
-    a, b = flatten(old), flatten(new)
-    # Where a stage goes back to, and with that what it computes, lies at multiples of this.
-    bound = ("checkpoint_every",) if b.get("nonfinite") == "rollback" else ()
-    return [
-        f"{name}: {a.get(name, 'absent')!r} -> {b.get(name, 'absent')!r}"
-        for name in sorted(set(a) | set(b))
-        if a.get(name) != b.get(name) and (name.partition(".")[0] not in FREE or name in bound)
-    ]
-
-
-def claim(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
-    """Makes `workdir` this config's, or refuses one that belongs to another config."""
-    path = workdir / "config.json"
-    new = json.loads(json.dumps(plain(config)))
-    if path.exists():
-        try:
-            old = json.loads(path.read_text())
-        except ValueError as error:
-            raise ConfigError(f"{path} is damaged: {error}") from error
-        changed = differences(old, new)
-        if changed:
-            raise ConfigError(
-                f"{workdir} belongs to a run with another config ({'; '.join(changed)}): "
-                "use another --workdir"
-            )
-        return
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        write_text(path, json.dumps(new, indent=2) + "\n")
-    except OSError as error:
-        raise ConfigError(f"--workdir {workdir} cannot be written: {error}") from error
-
-
-def launch(main: Callable[[Sequence[str]], Any], *, several: bool = False) -> None:
-    """`app.run` in which a mistake of the user's is one line on stderr, and exit status 2.
-
-    Args:
-      main: the command.
-      several: it runs on several processes too, which have joined before it is called.
-    """
-
-    def parse(argv: list[str]) -> list[str]:
-        try:
-            rest = flags.FLAGS(argv)
-        except (AttributeError, KeyError) as error:
-            text = str(error.args[0]).encode().decode("unicode_escape") if error.args else ""
-            _fail(" ".join(text.replace("'\"", "").split()).strip("'\" "))
-        except flags.Error as error:
-            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-            _fail(" ".join(dict.fromkeys((lines[0], lines[-1]))))
-        if len(rest) > 1:
-            _fail(f"unexpected argument {rest[1]!r}")
-        return rest
-
-    def run(argv: Sequence[str]) -> Any:
-        logging.set_verbosity(logging.WARNING)
-        try:
-            hosts.join(several)
-            return main(argv)
-        except (
-            ValueError,
-            OSError,
-            ImportError,
-            NonFiniteLoss,
-            CheckpointError,
-        ) as error:
-            if os.environ.get("KDJAX_TRACEBACK"):
-                raise
-            if line := hosts.lost(error):
-                _fail(line, 1)
-            _fail(" ".join(str(error).split()))
-        except (Exception, KeyboardInterrupt) as error:
-            if not hosts.several():
-                raise
-            if line := hosts.lost(error):
-                _fail(line, 1)
-            traceback.print_exc()
-            hosts.leave(1)
-
-    app.run(run, flags_parser=parse)
-
-
-def _fail(line: str, status: int = 2) -> None:
-    print(f"error: {line}", file=sys.stderr)
-    hosts.leave(status)

@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments import configuration, run, tasks
+from experiments.command import launch
 from kdjax.training import Layout, planning
 
 DEVICES = flags.DEFINE_integer(
@@ -215,4 +216,4 @@ def fields(stage: planning.StagePlan) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    configuration.launch(main)
+    launch(main)

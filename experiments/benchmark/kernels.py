@@ -29,7 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from experiments import configuration
+from experiments.command import launch
 from kdjax import evaluation, losses
 
 ROUNDS = flags.DEFINE_integer("rounds", 15, "How many times both sides are run in turn.")
@@ -504,4 +504,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    configuration.launch(main)
+    launch(main)

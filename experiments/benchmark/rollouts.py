@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from experiments import configuration
+from experiments.command import launch
 from kdjax import evaluation, networks
 from kdjax.networks.generation import generate
 
@@ -143,4 +143,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    configuration.launch(main)
+    launch(main)

@@ -30,7 +30,7 @@ import numpy as np
 import optax
 from absl import flags
 
-from experiments import configuration
+from experiments.command import launch
 from kdjax import data, evaluation, losses, networks
 from kdjax.data.source import Split
 from kdjax.data.teacher_cache import (
@@ -278,4 +278,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    configuration.launch(main)
+    launch(main)

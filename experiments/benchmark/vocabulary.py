@@ -35,7 +35,7 @@ import numpy as np
 from absl import flags
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from experiments import configuration
+from experiments.command import launch
 from kdjax import evaluation
 from kdjax.losses import divergences, vocabulary
 
@@ -279,4 +279,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    configuration.launch(main)
+    launch(main)
