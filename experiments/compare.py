@@ -109,7 +109,8 @@ def main(argv: Sequence[str]) -> None:
     if CONFIG.value is None or WORKDIR.value is None:
         raise configuration.ConfigError("--config and --workdir are needed")
     config, workdir = CONFIG.value, pathlib.Path(WORKDIR.value)
-    configuration.only("config", config, (*configuration.FIELDS, *FIELDS))
+    fields = *configuration.FIELDS, *configuration.roles(config)
+    configuration.only("config", config, (*fields, *FIELDS))
     seeds = tuple(range(config.seeds))
     if not seeds:
         raise configuration.ConfigError(f"config.seeds must be at least 1, got {config.seeds}")
@@ -118,16 +119,15 @@ def main(argv: Sequence[str]) -> None:
         raise configuration.ConfigError(
             f"config.baseline={config.baseline!r} is not one of the arms {sorted(arms)}"
         )
-    single = ml_collections.ConfigDict(
-        {k: v for k, v in config.items() if k in configuration.FIELDS}
-    )
+    single = ml_collections.ConfigDict({k: v for k, v in config.items() if k in fields})
     found = tasks.dataset(config)
     first = tasks.task(single, found)
     members = [dataclasses.replace(first, seed=seed) for seed in seeds]
     settings = configuration.settings(config)
     configuration.check_layout(settings.layout, first)
-    for name, one in arms.items():
-        tasks.check(one.module, one.config, one.task(first), f"config.arms.{name}")
+    tasks.check(
+        {f"config.arms.{n}": (one.module, one.config, one.task(first)) for n, one in arms.items()}
+    )
     claim(workdir, config)
     display, began = Display(), time.monotonic()
 

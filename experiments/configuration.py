@@ -56,12 +56,27 @@ ROLE = (
 )
 
 
+# Of these, what a role has no use for; a role that is not here: the first.
+LACKS = {"": ("cached",), "teacher": (), "student": ("cached", "checkpoint")}
+
+
 class ConfigError(ValueError):
     """A config that cannot be run, said in one line."""
 
 
+def role_fields(**fields: Any) -> dict[str, Any]:
+    """A network of a config; `fields` are those of `ROLE`.
+
+    Methods of more than two networks say which (`needs(config)` of their module); a config file has
+    a role of that name: `config.second_teacher = configuration.role_fields(network=...,
+    input=...)`, with `training` where the method trains it in a way of its own, and `checkpoint`
+    where it is trained already.
+    """
+    return dict(network=dict(name="mlp"), precision="float32", remat="", input=("image",)) | fields
+
+
 def defaults() -> ml_collections.ConfigDict:
-    """What every config starts from; a config file changes values, and adds none at this level."""
+    """What every config starts from; a config file changes values, and adds only roles here."""
     config = ml_collections.ConfigDict()
     config.seed = 0
     config.data = dict(
@@ -73,13 +88,7 @@ def defaults() -> ml_collections.ConfigDict:
         std=(),
     )
     for role in ("teacher", "student"):
-        config[role] = dict(
-            network=dict(name="mlp"),
-            precision="float32",
-            remat="",
-            training=dataclasses.asdict(Training()),
-            input=("image",),
-        )
+        config[role] = role_fields(training=dataclasses.asdict(Training()))
     config.teacher.checkpoint = ""
     config.teacher.cached = False
     config.teacher.quantize = ""
@@ -128,6 +137,14 @@ def training(where: str, fields: Mapping[str, Any]) -> Training:
         return Training(**{**fields, "augment": augment})
     except (ValueError, TypeError) as error:
         raise ConfigError(f"{where}: {error}") from error
+
+
+def roles(config: ml_collections.ConfigDict) -> tuple[str, ...]:
+    """Teacher, student, and every other field that has a `network`."""
+    others = (k for k, x in config.items() if isinstance(x, ml_collections.ConfigDict))
+    return tuple(
+        dict.fromkeys(("teacher", "student", *(k for k in others if "network" in config[k])))
+    )
 
 
 def computation(role: str, fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -256,11 +273,19 @@ def actor(
     size: int,
     known: Sequence[str] = ROLE,
     **of_data: Any,
-) -> tuple[networks.Network, Training]:
-    """The network of a role, for `size` classes, and how it is trained."""
+) -> tuple[networks.Network, Training | None]:
+    """The network of a role, for `size` classes, and how it is trained, where the role says so."""
     fields = plain(config[role])
-    only(f"config.{role}", fields, known)
+    lacks = LACKS.get(role, LACKS[""])
+    only(f"config.{role}", fields, [name for name in known if name not in lacks])
+    missing = [name for name in role_fields() if name in known and name not in fields]
+    if missing:
+        raise ConfigError(
+            f"config.{role} has no {missing[0]!r}; `configuration.role_fields` makes a whole one"
+        )
     made = network(role, fields, size, of_data)
+    if "training" not in fields:
+        return made, None
     return made, scaled(training(f"config.{role}.training", fields["training"]), fields)
 
 
@@ -274,12 +299,13 @@ def task(
     `found` spares reading the data set again; `of_data` are the options of all networks that
     follow from the data.
     """
-    only("config", config, FIELDS)
+    only("config", config, (*FIELDS, *roles(config)))
     finite("config", config)
     found = found or dataset(config.data)
     nets, trainings, reads, variants = {}, {}, {}, {}
-    for role in ("teacher", "student"):
-        nets[role], trainings[role] = actor(config, role, found.num_classes, **of_data)
+    for role in roles(config):
+        nets[role], trained = actor(config, role, found.num_classes, **of_data)
+        trainings |= {} if trained is None else {role: trained}
         variants[role] = functools.partial(
             network, role, plain(config[role]), found.num_classes, of_data
         )
@@ -298,16 +324,15 @@ def task(
         learns_from={"teacher": "balanced"} if config.data.get("balanced_teacher") else {},
         variants=variants,
     )
-    if not config.teacher.checkpoint:
-        return made
-    return made.with_teacher(restored(config, made))
+    trained = [role for role in nets if config[role].get("checkpoint")]
+    return dataclasses.replace(made, given={role: restored(config, made, role) for role in trained})
 
 
-def restored(config: ml_collections.ConfigDict, task: Task) -> Any:
-    """The teacher's variables of `config.teacher.checkpoint`, read straight into their shards."""
-    shapes = jax.eval_shape(lambda: task.variables("teacher"))
-    shardings = layout(config).role("teacher", shapes)
-    return load_variables(pathlib.Path(config.teacher.checkpoint), shapes, shardings)
+def restored(config: ml_collections.ConfigDict, task: Task, role: str = "teacher") -> Any:
+    """A role's variables of its `checkpoint` in the config, read straight into their shards."""
+    shapes = jax.eval_shape(lambda: task.variables(role))
+    shardings = layout(config).role(role, shapes)
+    return load_variables(pathlib.Path(config[role].checkpoint), shapes, shardings)
 
 
 def layout(config: ml_collections.ConfigDict) -> Layout:
@@ -334,14 +359,6 @@ def layout(config: ml_collections.ConfigDict) -> Layout:
         raise ConfigError(f"config.mesh and config.sharding: {error}") from error
 
 
-def roles(config: ml_collections.ConfigDict) -> tuple[str, ...]:
-    """Teacher, student, and what the config's methods add to them."""
-    chosen = config.get("arms") or {"method": config.method}
-    names = [str(fields.get("name")) for fields in chosen.values()]
-    added = [role for name in names for role in getattr(methods.get(name), "ROLES", ())]
-    return ("teacher", "student", *dict.fromkeys(added))
-
-
 def check_layout(layout: Layout, task: Task) -> None:
     """Refuses, before anything is computed, batches and rules that do not fit the mesh."""
     for role, training in task.training.items():
@@ -365,8 +382,11 @@ def _partly_kept(task: Task) -> bool:
 
 
 def settings(config: ml_collections.ConfigDict, **changes: Any) -> Settings:
-    """How the stages of a config are run."""
-    only("config.sharding", config.sharding, roles(config))
+    """How the stages of a config are run; a role may be cut that its methods add to its own."""
+    chosen = config.get("arms") or {"method": config.method}
+    names = [str(fields.get("name")) for fields in chosen.values()]
+    added = [role for name in names for role in getattr(methods.get(name), "ROLES", ())]
+    only("config.sharding", config.sharding, (*roles(config), *added))
     return Settings(
         backend=config.get("backend", "jit"),
         checkpoint_every=config.checkpoint_every,

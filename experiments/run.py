@@ -70,7 +70,7 @@ def main(argv: Sequence[str]) -> None:
     task = tasks.task(config)
     settings = configuration.settings(config, profile=profile(workdir))
     configuration.check_layout(settings.layout, task)
-    tasks.check(module, method_config, task, "config.method")
+    tasks.check({"config.method": (module, method_config, task)})
     display = Display()
     with locked(workdir, display.say):
         claim(workdir, config)

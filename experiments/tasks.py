@@ -55,15 +55,38 @@ def task(config: ml_collections.ConfigDict, found: Any = None) -> Task:
     return _reader(config).task(config, found)
 
 
-def check(module: ModuleType, chosen: Any, task: Task, where: str) -> None:
-    """Refuses, before a teacher is trained, a method that this task's networks do not suit.
+Chosen = Mapping[str, tuple[ModuleType, Any, Task]]  # place in the config -> method, its config
 
-    What that means is said by the method's `check(task, config)`, where it has one.
+
+def check(chosen: Chosen) -> None:
+    """Refuses, before a teacher is trained, methods that their task's networks do not suit.
+
+    What that means is said by a method's `check(task, config)`, where it has one.
     """
-    try:
-        getattr(module, "check", lambda task, config: None)(task, chosen)
-    except ValueError as error:
-        raise configuration.ConfigError(f"{where}: {error}") from error
+    check_roles(chosen)
+    for where, (module, config, task) in chosen.items():
+        try:
+            getattr(module, "check", lambda task, config: None)(task, config)
+        except ValueError as error:
+            raise configuration.ConfigError(f"{where}: {error}") from error
+
+
+def check_roles(chosen: Chosen) -> None:
+    """Refuses roles that no method needs, and methods whose roles are not there."""
+    needed: set[str] = set()
+    for where, (module, config, task) in chosen.items():
+        mine, name = methods.needs(module, config), module.__name__.rpartition(".")[2]
+        for role in mine:
+            if role not in task.networks:
+                raise configuration.ConfigError(
+                    f"{where}: {name} needs a network of the role {role!r}: give config.{role}, as "
+                    "of configuration.role_fields"
+                )
+        needed |= {"teacher", "student", *mine}
+    for role in dict.fromkeys(r for _, _, task in chosen.values() for r in task.networks):
+        if role not in needed:
+            hint = methods.nearest(role, needed)
+            raise configuration.ConfigError(f"config.{role}: no method needs this role{hint}")
 
 
 def method(config: ml_collections.ConfigDict, fields: Mapping[str, Any], where: str):

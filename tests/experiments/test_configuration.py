@@ -361,6 +361,6 @@ def test_a_method_refuses_networks_that_do_not_suit_it_before_a_teacher_is_train
     module, chosen = tasks.method(config, {"name": "trg"}, "config.method")
     task = tasks.task(config)  # of MLPs, which have no maps
     with pytest.raises(ConfigError, match=r"config\.method: .*student"):
-        tasks.check(module, chosen, task, "config.method")
+        tasks.check({"config.method": (module, chosen, task)})
     module, chosen = tasks.method(config, {"name": "kd"}, "config.method")
-    tasks.check(module, chosen, task, "config.method")
+    tasks.check({"config.method": (module, chosen, task)})
