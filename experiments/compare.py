@@ -5,7 +5,9 @@
 Within a seed every method has the same teacher, the same initial student and the same batches in
 the same order; where `config.vmap` is set all seeds train together, and with them the arms of one
 method that differ in traced fields only (temperatures, weights of losses, learning rates). The
-fields of an arm are its method's; `training` changes how its student is trained. The records hold
+fields of an arm are its method's; `training` changes how its student is trained. With
+`config.reseed_data` each seed is that of its data too (`config.data.seed`): of how they are split,
+paired or disturbed. The records hold
 the accuracy after the last step and where the validation split was best, never the best on the
 test split.
 """
@@ -39,7 +41,7 @@ CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lies; started again, it goes on.")
 RESULTS = flags.DEFINE_string("results", "", "Where records, table and plots go; default: workdir.")
 
-FIELDS = ("arms", "seeds", "baseline", "name", "vmap", "apart")
+FIELDS = ("arms", "seeds", "baseline", "name", "vmap", "apart", "reseed_data")
 
 
 class Arm(NamedTuple):
@@ -60,6 +62,25 @@ def arm(config: ml_collections.ConfigDict, name: str) -> Arm:
     usual = configuration.plain(config.student.training)
     training = configuration.training(f"{where}.training", {**usual, **changes})
     return Arm(*tasks.method(config, fields, where), training)
+
+
+def members_of(
+    config: ml_collections.ConfigDict, seeds: Sequence[int], reseed_data: bool
+) -> list[Task]:
+    """The task of each seed."""
+    if not reseed_data:
+        task = tasks.task(config, tasks.dataset(config))
+        return [dataclasses.replace(task, seed=seed) for seed in seeds]
+    if "seed" not in config.data:
+        raise configuration.ConfigError(
+            "config.reseed_data: these data have no seed (config.data.seed)"
+        )
+    members = []
+    for seed in seeds:
+        mine = config.copy_and_resolve_references()
+        mine.seed = mine.data.seed = seed
+        members.append(tasks.task(mine))
+    return members
 
 
 def sweeps(task: Task, arms: Mapping[str, Arm], apart: Sequence[str]) -> dict[str, list[str]]:
@@ -120,9 +141,8 @@ def main(argv: Sequence[str]) -> None:
             f"config.baseline={config.baseline!r} is not one of the arms {sorted(arms)}"
         )
     single = ml_collections.ConfigDict({k: v for k, v in config.items() if k in fields})
-    found = tasks.dataset(config)
-    first = tasks.task(single, found)
-    members = [dataclasses.replace(first, seed=seed) for seed in seeds]
+    members = members_of(single, seeds, config.get("reseed_data", False))
+    first = members[0]
     settings = configuration.settings(config)
     configuration.check_layout(settings.layout, first)
     tasks.check(
@@ -228,8 +248,11 @@ def publish(results: pathlib.Path, config, task: Task, teachers: Sequence[float]
     (results / f"{headline.metric}.png").write_bytes(evaluation.png(figure))
     bands = {}
     for name in config.arms:
-        curves = [x for r in records if r.method == name for x in r.curves.values()]
-        kept = [c[score] for c in curves if score in c]
+        curves = [r.curves for r in records if r.method == name]
+        stages = [stage for stage, x in curves[0].items() if score in x]
+        # Where the student learned in several stages, that in which it was distilled.
+        stage = f"{name}/distill" if f"{name}/distill" in stages else "".join(stages[:1])
+        kept = [c[stage][score] for c in curves if stage]
         if kept:
             bands[name] = (kept[0][0], np.stack([v for _, v in kept], axis=1))
     if bands:

@@ -58,7 +58,8 @@ def masks(records: Records) -> tuple[str, bool, str]:
 
 def largest_shares(records: Records) -> np.ndarray:
     """The largest part of the examples that a teacher gets, a seed."""
-    number = len([name for name in records[0].curves["mst/distill"] if "validation/share/" in name])
+    stage = records[0].curves[f"{records[0].method}/distill"]
+    number = len([name for name in stage if name.startswith("validation/share/")])
     return np.array([max(last(r, "distill", f"share/{m}") for m in range(number)) for r in records])
 
 

@@ -4,8 +4,9 @@
         --workdir=runs/compare-digits-mst --results=results/digits-mst_distill
     python -m experiments.mst_distill results/digits-mst_distill
 
-Every arm is a config of the method, with a weight of 0 of what it goes without: all students see as
-many examples, and so do their teachers. The second command judges the claims by the records.
+Splits and noise are drawn anew for each seed. Every arm is a config of the method, with a weight of
+0 of what it goes without: all students see as many examples, and so do their teachers. The second
+command judges the claims by the records.
 """
 
 from configs.digits import mst_distill as single
@@ -14,10 +15,11 @@ from configs.digits import mst_distill as single
 def arms(config: dict) -> dict:
     """Arm -> method, of the fields of MST-Distill itself."""
     alone = dict(mutual_weight=0.0, balance_weight=0.0)
+    one = dict(teacher_layers=(), cross_modal_layers=None)
     changes = {
-        "labels": dict(**alone, distillation_weight=0.0),
+        "labels": dict(**alone, **one, distillation_weight=0.0),
         "kd_cross_modal": dict(**alone, teacher_layers=None, cross_modal_layers=()),
-        "kd_multimodal": dict(**alone, teacher_layers=(), cross_modal_layers=None),
+        "kd_multimodal": dict(**alone, **one),
         "mst": {},
         "mst-no_masks": dict(teacher_layers=(), cross_modal_layers=()),
         "mst-random": dict(routing="random"),
@@ -34,6 +36,7 @@ def get_config():
     config.seeds = 5
     config.vmap = True
     config.apart = ()
+    config.reseed_data = True
     config.baseline = "labels"
     config.name = "digits-mst_distill"
     config.arms = arms(method)

@@ -5,7 +5,8 @@
         --workdir=runs/compare-spoken-mst --results=results/spoken_digits-mst_distill
     python -m experiments.mst_distill results/spoken_digits-mst_distill
 
-The arms are those of `configs/digits/compare_mst_distill.py`.
+Who is heard beside which picture is drawn anew for each seed. The arms are those of
+`configs/digits/compare_mst_distill.py`.
 """
 
 from configs.digits.compare_mst_distill import arms
@@ -19,6 +20,7 @@ def get_config():
     config.seeds = 5
     config.vmap = True
     config.apart = ()
+    config.reseed_data = True
     config.baseline = "labels"
     config.name = "spoken_digits-mst_distill"
     config.arms = arms(method)
