@@ -20,6 +20,15 @@ from kdjax import evaluation
 from kdjax.methods import mst_distill
 
 Records = Sequence[evaluation.Record]  # of an arm, by seed
+NEEDED = (
+    "mst",
+    "labels",
+    "kd_cross_modal",
+    "kd_multimodal",
+    "mst-no_masks",
+    "mst-random",
+    "mst-no_balance",
+)
 
 
 def last(record: evaluation.Record, stage: str, metric: str) -> float:
@@ -64,10 +73,17 @@ def largest_shares(records: Records) -> np.ndarray:
 
 
 def main(folder: str) -> None:
-    """Writes the claims of a folder of records."""
+    """Writes the claims of a folder of records.
+
+    Raises:
+      ValueError: an arm has no records there.
+    """
     records = evaluation.read_records(folder)
     names = dict.fromkeys(r.method for r in records)
     arms = {n: sorted((r for r in records if r.method == n), key=lambda r: r.seed) for n in names}
+    for name in NEEDED:
+        if name not in arms:
+            raise ValueError(f"{folder} has no records of the arm {name!r}, but of {sorted(arms)}")
     balanced, free = (largest_shares(arms[name]) for name in ("mst", "mst-no_balance"))
     rows = [
         better(arms, "labels", "better than labels alone"),
@@ -94,4 +110,9 @@ def shown(values: np.ndarray) -> str:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    if len(sys.argv) != 2:
+        sys.exit("usage: python -m experiments.mst_distill FOLDER")
+    try:
+        main(sys.argv[1])
+    except (ValueError, OSError) as problem:
+        sys.exit(f"error: {problem}")
