@@ -64,25 +64,6 @@ def arm(config: ml_collections.ConfigDict, name: str) -> Arm:
     return Arm(*tasks.method(config, fields, where), training)
 
 
-def members_of(
-    config: ml_collections.ConfigDict, seeds: Sequence[int], reseed_data: bool
-) -> list[Task]:
-    """The task of each seed."""
-    if not reseed_data:
-        task = tasks.task(config, tasks.dataset(config))
-        return [dataclasses.replace(task, seed=seed) for seed in seeds]
-    if "seed" not in config.data:
-        raise configuration.ConfigError(
-            "config.reseed_data: these data have no seed (config.data.seed)"
-        )
-    members = []
-    for seed in seeds:
-        mine = config.copy_and_resolve_references()
-        mine.seed = mine.data.seed = seed
-        members.append(tasks.task(mine))
-    return members
-
-
 def sweeps(task: Task, arms: Mapping[str, Arm], apart: Sequence[str]) -> dict[str, list[str]]:
     """Prefix of stages -> the arms that train together; an arm with a stage in `apart` is alone."""
     found: dict[Any, list[str]] = {}
@@ -141,7 +122,7 @@ def main(argv: Sequence[str]) -> None:
             f"config.baseline={config.baseline!r} is not one of the arms {sorted(arms)}"
         )
     single = ml_collections.ConfigDict({k: v for k, v in config.items() if k in fields})
-    members = members_of(single, seeds, config.get("reseed_data", False))
+    members = tasks.members(single, seeds, config.get("reseed_data", False))
     first = members[0]
     settings = configuration.settings(config)
     configuration.check_layout(settings.layout, first)

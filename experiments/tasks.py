@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -53,6 +54,25 @@ def dataset(config: ml_collections.ConfigDict) -> Any:
 def task(config: ml_collections.ConfigDict, found: Any = None) -> Task:
     """The task of a config; `found` is what `dataset` gave."""
     return _reader(config).task(config, found)
+
+
+def members(
+    config: ml_collections.ConfigDict, seeds: Sequence[int], reseed_data: bool = False
+) -> list[Task]:
+    """The task of each seed; with `reseed_data` that is the seed of its data too."""
+    if not reseed_data:
+        first = task(config)
+        return [dataclasses.replace(first, seed=seed) for seed in seeds]
+    if "seed" not in config.data:
+        raise configuration.ConfigError(
+            "config.reseed_data: these data have no seed; it would be config.data.seed"
+        )
+    found = []
+    for seed in seeds:
+        mine = config.copy_and_resolve_references()
+        mine.seed = mine.data.seed = seed
+        found.append(task(mine))
+    return found
 
 
 Chosen = Mapping[str, tuple[ModuleType, Any, Task]]  # place in the config -> method, its config

@@ -5,7 +5,6 @@ import importlib
 import json
 import pathlib
 
-import jax
 import ml_collections
 import numpy as np
 import pytest
@@ -15,7 +14,7 @@ from experiments.configuration import ConfigError
 from kdjax import data, networks
 from kdjax.data import Dataset
 from kdjax.methods.task import Task
-from kdjax.training import LossScale, make_mesh, save_variables
+from kdjax.training import LossScale, make_mesh
 from kdjax.training.optimizers import Training
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -379,116 +378,18 @@ def test_a_method_refuses_networks_that_do_not_suit_it_before_a_teacher_is_train
     tasks.check({"config.method": (module, chosen, task)})
 
 
-@pytest.fixture
-def several(config):
-    """A config of three networks, for a method that needs them."""
-    network = dict(name="mlp", widths=(7,))
-    config.cross_modal_teacher = configuration.role_fields(network=network)
-    layers = dict(teacher_layers=("dense0/out",), cross_modal_layers=("dense0/out",))
-    config.method = dict(name="mst_distill", **layers)
-    return config
-
-
-def chosen(config, digits):
-    task = tasks.task(config, digits)
-    return {"config.method": (*tasks.method(config, config.method, "config.method"), task)}
-
-
-def test_a_further_role_is_a_network_of_the_task_with_its_own_input(several, digits):
-    several.cross_modal_teacher.precision = "bfloat16"
-    several.sharding.cross_modal_teacher = "fsdp"
-    task = tasks.task(several, digits)
-    assert configuration.roles(several) == ("teacher", "student", "cross_modal_teacher")
-    plain = networks.build("mlp", 10, widths=(7,))
-    assert task.networks["cross_modal_teacher"] is networks.in_precision(plain, "bfloat16")
-    assert task.reads("cross_modal_teacher") == ("image",)
-    assert set(task.training) == {"teacher", "student"}
-    other = task.network_with("cross_modal_teacher", {"widths": (9,)})
-    assert other is networks.in_precision(networks.build("mlp", 10, widths=(9,)), "bfloat16")
-    layout = configuration.settings(several).layout
-    configuration.check_layout(layout, task)
-    assert layout.rules["cross_modal_teacher"] == "fsdp"
-    tasks.check(chosen(several, digits))
-
-
-def test_a_further_role_may_have_a_training_and_weights_of_its_own(several, digits, tmp_path):
-    training = dict(dataclasses.asdict(Training()), steps=3)
-    several.cross_modal_teacher.training = training
-    assert tasks.task(several, digits).training["cross_modal_teacher"] == Training(steps=3)
-    weights = tasks.task(several, digits).variables("cross_modal_teacher")
-    weights = jax.tree.map(lambda x: x + 1, weights)
-    save_variables(tmp_path / "weights", weights)
-    several.cross_modal_teacher.checkpoint = str(tmp_path / "weights")
-    given = tasks.task(several, digits).given
-    assert set(given) == {"cross_modal_teacher"}
-    jax.tree.map(np.testing.assert_array_equal, given["cross_modal_teacher"], weights)
-
-
-def _without(name):
-    def change(config):
-        del config[name]
-
-    return change
-
-
-def _kd(config):
-    config.method = dict(name="kd", temperature=1.0)
-
-
-ROLES = {
-    "missing": (
-        _without("cross_modal_teacher"),
-        r"config\.method: mst_distill needs a network of the role 'cross_modal_teacher': give "
-        r"config\.cross_modal_teacher",
-    ),
-    "no method needs it": (_kd, r"config\.cross_modal_teacher: no method needs this role"),
-    "misspelt": (
-        _set("cross_modal_techer", configuration.role_fields()),
-        r"config\.cross_modal_techer: no method needs this role; did you mean 'cross_modal_teach",
-    ),
-    "not whole": (
-        _set("cross_modal_teacher", dict(network=dict(name="mlp"), input=("image",))),
-        r"config\.cross_modal_teacher has no 'precision'; `configuration\.role_fields` makes",
-    ),
-    "no role": (
-        _set("cross_modal_techer", dict(input=("image",))),
-        r"config has no field 'cross_modal_techer'; did you mean 'cross_modal_teacher'",
-    ),
-    "field": (
-        _set("cross_modal_teacher.netwrk", 1),
-        r"config\.cross_modal_teacher has no field 'netwrk'; did you mean 'network'",
-    ),
-    "field of the data": (
-        _set("cross_modal_teacher.input", ("audio",)),
-        "'digits', cross_modal_teacher: a network reads the field 'audio'",
-    ),
-    "cached": (
-        _set("cross_modal_teacher.cached", True),
-        r"config\.cross_modal_teacher has no field 'cached'",
-    ),
-    "quantised": (
-        _set("cross_modal_teacher.quantize", "int8"),
-        r"config\.cross_modal_teacher\.quantize='int8': the cross_modal_teacher is trained",
-    ),
-    "a student's checkpoint": (
-        _set("student.checkpoint", "weights"),
-        r"config\.student has no field 'checkpoint'",
-    ),
-    "training that the method does not use": (
-        _set("cross_modal_teacher.training", dataclasses.asdict(Training())),
-        r"config\.method: cross_modal_teacher\.training: MST-Distill trains both teachers itself",
-    ),
-    "cached teacher": (
-        _set("teacher.cached", True),
-        r"config\.method: teacher\.cached: MST-Distill trains the teacher",
-    ),
-}
-
-
-@pytest.mark.parametrize("case", ROLES)
-def test_roles_that_do_not_fit_are_refused(case, several, digits):
-    change, message = ROLES[case]
-    several.unlock()
-    change(several)
-    with pytest.raises(ValueError, match=message):
-        tasks.check(chosen(several, digits))
+def test_seeds_share_their_data_or_have_data_of_their_own(config):
+    config.data = dict(name="halves:digits", noise=0.1, seed=3)
+    first, second = tasks.members(config, (0, 1))
+    assert first.dataset is second.dataset
+    first, again = tasks.members(config, (1, 3), reseed_data=True)
+    assert (first.seed, again.seed, config.data.seed) == (1, 3, 3)
+    images = [t.dataset.splits["train"].arrays()["image"] for t in (first, again, second)]
+    np.testing.assert_array_equal(images[1], images[2])
+    assert (images[0] != images[1]).any()
+    assert first.networks["student"] is again.networks["student"]  # one compiled program
+    del config.data.seed
+    with pytest.raises(
+        ConfigError, match=r"these data have no seed; it would be config\.data\.seed"
+    ):
+        tasks.members(config, (0,), reseed_data=True)
