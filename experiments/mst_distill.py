@@ -99,7 +99,8 @@ def main(folder: str) -> None:
             f"{free.mean():.3f} against {balanced.mean():.3f}: {shown(free)}",
         ),
     ]
-    text = f"# {records[0].task}: claims\n\n{evaluation.claims_table(rows)}\n"
+    note = "Of accuracies a claim holds where the mean is higher; p: paired t-test over the seeds."
+    text = f"# {records[0].task}: claims\n\n{evaluation.claims_table(rows)}\n\n{note}\n"
     (pathlib.Path(folder) / "claims.md").write_text(text)
     print(text)
 
