@@ -8,7 +8,8 @@ Any JSON lines of prompts and answers will do: `{"question": "...", "answer": ".
 `--config.data.options.text`. Without a field `split`, validation and test are carved out. Every
 answer begins at one place, `prompt_length`, its prompt padded on the left; a pair that is too long
 for its row is dropped. From nothing, two small decoders learn how such answers look, not to reckon:
-a pretrained teacher is `--config.teacher.network.name=safetensors`, with its path.
+a pretrained teacher is `--config.teacher.network.name=safetensors`, with its folder as
+`--config.teacher.network.path` and `--config.data.tokenizer=teacher`.
 """
 
 from experiments import language_configuration

@@ -15,9 +15,8 @@ def get_config():
     config = language_configuration.defaults()
     config.data.tokenizer = "teacher"
     config.data.rows = (400, 16, 32)
-    config.teacher.network = dict(name="smollm2", wheel="")
+    config.teacher.network.name = "smollm2"
     config.teacher.cached = True
-    config.student.network = dict(name="decoder", width=64, num_layers=2, num_heads=4, hidden=192)
     config.student.training.update(steps=200, batch_size=8, learning_rate=3e-3)
     config.validate_every = 50
     config.log_every = 20
