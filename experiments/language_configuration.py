@@ -100,8 +100,8 @@ def pretrained(role: str, network: Mapping[str, Any]):
         return _pretrained(name, path)
     except (FileNotFoundError, ImportError, ValueError) as error:
         raise base.ConfigError(
-            f"{where}: {error}. To train a {role} on the spot instead: --config.{role}.network."
-            "name=decoder --config.data.tokenizer=bytes"
+            f"{where}: {error}. To train a {role} on the spot instead: configs/language/python.py, "
+            f"or here --config.{role}.network.name=decoder --config.data.tokenizer=bytes"
         ) from error
 
 
