@@ -213,14 +213,24 @@ def program(
     return Program((update,), prepare=prepare, schedules=schedules)
 
 
-def recipe(task: LanguageTask, config: Config) -> Generator:
-    """A teacher, given or trained, then one stage of distillation."""
+def check(task: LanguageTask, config: Config) -> int:
+    """The place where answers begin; refuses what the method cannot use.
+
+    Raises:
+      ValueError: a cached teacher, rows that cannot be answered, a buffer smaller than a batch.
+    """
     prompted.check_live_teacher(task)
     start, training = prompted.prompt_length(task), task.training["student"]
     if config.capacity < training.batch_size:
         raise ValueError(
             f"capacity={config.capacity} must hold a batch of the student's, {training.batch_size}"
         )
+    return start
+
+
+def recipe(task: LanguageTask, config: Config) -> Generator:
+    """A teacher, given or trained, then one stage of distillation."""
+    start, training = check(task, config), task.training["student"]
     teacher = yield from language_model.teacher(task)
     step = program(
         task.decoders["student"],

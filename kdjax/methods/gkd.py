@@ -177,8 +177,12 @@ def program(
     return Program((update,), prepare=prepare, schedules=training.schedules)
 
 
-def recipe(task: LanguageTask, config: Config) -> Generator:
-    """A teacher, given or trained, then one stage of distillation."""
+def check(task: LanguageTask, config: Config) -> int:
+    """The place where answers begin; refuses rows and a K that the method cannot use.
+
+    Raises:
+      ValueError: a cached teacher, rows that cannot be answered, a K above the vocabulary.
+    """
     prompted.check_live_teacher(task)
     start = prompted.prompt_length(task)
     if config.accept_top_k > task.tokenizer.vocabulary:
@@ -186,6 +190,12 @@ def recipe(task: LanguageTask, config: Config) -> Generator:
             f"accept_top_k={config.accept_top_k} must be at most the vocabulary, "
             f"{task.tokenizer.vocabulary}"
         )
+    return start
+
+
+def recipe(task: LanguageTask, config: Config) -> Generator:
+    """A teacher, given or trained, then one stage of distillation."""
+    start = check(task, config)
     teacher = yield from language_model.teacher(task)
     step = program(
         task.decoders["student"],

@@ -1,5 +1,6 @@
 """Configs on text: what they build, what they refuse, and a run from its config to its report."""
 
+import dataclasses
 import os
 import pathlib
 import subprocess
@@ -9,8 +10,9 @@ import jax
 import numpy as np
 import pytest
 
-from configs.language import taid
+from configs.language import gsm8k, python, taid
 from experiments import configuration, language_configuration, tasks
+from kdjax import methods
 from kdjax.methods.language_task import LanguageTask
 from kdjax.training import read_metrics
 
@@ -134,6 +136,30 @@ def test_name_and_path_alone_choose_between_pretrained_and_trained(text, monkeyp
     task = tasks.task(config)
     assert task.decoders["teacher"].width != 128
     assert "teacher" in task.given
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        *((python, n) for n in ("language_model", "taid", "sequence_kd", "sinkd")),
+        *((gsm8k, n) for n in ("gkd", "distillm", "minillm")),
+    ],
+)
+def test_a_config_takes_any_method_of_its_kind_with_all_its_fields(file, name):
+    config = file.get_config(name)
+    module, chosen = tasks.method(config, config.method, "config.method")
+    assert module is methods.get(name)
+    assert set(config.method) == {"name", *(f.name for f in dataclasses.fields(chosen))}
+
+
+def test_a_method_whose_answers_a_model_writes_is_refused_on_rows_that_have_no_prompt(config):
+    """Before anything is trained: rows of the fixture hold several documents."""
+    config.data.update(length=512, rows=(0, 0, 0))
+    task = tasks.task(config)
+    for name in ("gkd", "distillm", "minillm"):
+        module, chosen = tasks.method(config, {"name": name}, "config.method")
+        with pytest.raises(configuration.ConfigError, match=r"config\.method: rows must hold one"):
+            tasks.check(module, chosen, task, "config.method")
 
 
 def test_a_method_of_another_kind_of_task_is_refused(config):

@@ -116,6 +116,7 @@ def test_speculative_kd_trains_on_what_the_student_writes_and_the_teacher_mends(
         np.testing.assert_array_equal(ready["train"][name], greedy.batch[name])
     counted = ready["train"]["completion"]
     _, metrics = toys.gradient_of(stage, ready)
+    assert not ready["train"]["corrected"][~counted].any()
     share = ready["train"]["corrected"][counted].mean()
     np.testing.assert_allclose(metrics["corrected"], share, rtol=1e-6)
     assert 0 < share < 1
