@@ -3,7 +3,7 @@
     python -m experiments.sequence_kd capacity        # divergences of a student that is too small
     python -m experiments.sequence_kd sparse          # top-k targets against random samples (RS-KD)
     python -m experiments.sequence_kd on_policy       # GKD: the data's rows, or the student's
-    python -m experiments.sequence_kd student_samples # DistiLLM, MiniLLM, speculative KD beside KL, GKD
+    python -m experiments.sequence_kd student_samples # DistiLLM, MiniLLM, speculative KD, GKD, KL
 
 Each writes one record a seed and arm, and a page that says which claims hold, to
 `results/sequence_kd-<name>`. About two minutes of one core together.
