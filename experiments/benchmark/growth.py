@@ -15,7 +15,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import pathlib
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -25,8 +24,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import configuration
+from experiments.benchmark import measurement
 from experiments.benchmark.kernels import ONLY, OUT, ROUNDS, logits, maps, on_pair, vectors
-from kdjax import evaluation, losses
+from kdjax import losses
 
 LEAST_SECONDS = 0.02  # a timing repeats its function until it takes so long
 
@@ -134,18 +134,13 @@ def growth(entry: Growth) -> dict[str, Any]:
 
 def main(argv: Sequence[str]) -> None:
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})  # before JAX counts its threads
-    result: dict[str, Any] = {"load_before": os.getloadavg()[0]}
-    result["environment"] = evaluation.environment()
+    result = measurement.begin(OUT.value)
     result["growth"] = {}
     for name, entry in growths().items():
         if ONLY.value in name:
             row = result["growth"][name] = growth(entry)
             print(name, json.dumps(row), flush=True)
-    result["load_after"] = os.getloadavg()[0]
-    if OUT.value:
-        path = pathlib.Path(OUT.value)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(result, indent=2) + "\n")
+    measurement.end(result, OUT.value)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import pathlib
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -26,7 +25,8 @@ import numpy as np
 from absl import flags
 
 from experiments import configuration
-from kdjax import evaluation, losses
+from experiments.benchmark import measurement
+from kdjax import losses
 
 ROUNDS = flags.DEFINE_integer("rounds", 15, "How many times everything is run in turn.")
 OUT = flags.DEFINE_string("out", "", "A JSON file for the result.")
@@ -139,8 +139,13 @@ def pixelwise(torch, student, teacher):
     return (p.exp() * (p - q)).sum(1).mean()
 
 
-def on_pair(kernel: Callable[..., jax.Array], **options: Any):
-    return lambda x: kernel(x["student"], x["teacher"], **options).mean()
+def on_pair(
+    kernel: Callable[..., jax.Array],
+    first: str = "student",
+    second: str = "teacher",
+    **options: Any,
+):
+    return lambda x: kernel(x[first], x[second], **options).mean()
 
 
 def crd_case() -> Case:
@@ -219,20 +224,12 @@ def cases() -> dict[str, Case]:
             on_pair(losses.dist, temperature=2.0, epsilon=0.0),
             pair(lambda m: m.DISTLoss(**paths, tau=2.0)),
         ),
-        "reverse_kl": Case(
-            logits(),
-            lambda x: losses.reverse_kl(x["teacher"], x["student"]).mean(),
-            plain(lambda torch, s, t: kl(torch, s, t)),
-        ),
+        "reverse_kl": Case(logits(), on_pair(losses.reverse_kl, "teacher", "student"), plain(kl)),
         "generalized_jsd": Case(
-            logits(),
-            lambda x: losses.generalized_jsd(x["teacher"], x["student"]).mean(),
-            plain(jsd),
+            logits(), on_pair(losses.generalized_jsd, "teacher", "student"), plain(jsd)
         ),
         "total_variation": Case(
-            logits(),
-            lambda x: losses.total_variation(x["teacher"], x["student"]).mean(),
-            plain(total_variation),
+            logits(), on_pair(losses.total_variation, "teacher", "student"), plain(total_variation)
         ),
         "attention_transfer": Case(
             maps(),
@@ -261,12 +258,12 @@ def cases() -> dict[str, Case]:
             lambda x: (
                 jnp.sqrt(losses.cc_taylor(x["student"], x["teacher"]).mean()) / len(x["student"])
             ),
-            lambda modules, x: _cckd(modules, x),
+            _cckd,
         ),
         "vid": Case(
             {**maps(size=8), "scale": normal(2, 128)},
             lambda x: losses.vid(x["student"], x["teacher"], x["scale"]).mean(),
-            lambda modules, x: _vid(modules, x),
+            _vid,
             maps=("student", "teacher"),
         ),
         "crd": crd_case(),
@@ -366,13 +363,12 @@ def against_torch(name: str, case: Case) -> dict[str, float]:
 
     counts = repeats_of(ours), repeats_of(theirs)
     times = [(rested(ours, counts[0]), rested(theirs, counts[1])) for _ in range(ROUNDS.value)]
-    ratios = [b / a for a, b in times]
+    ratio = measurement.quartiles([b / a for a, b in times])
     return {
         "kdjax_ms": 1000 * float(np.median([a for a, _ in times])),
         "torch_ms": 1000 * float(np.median([b for _, b in times])),
-        "ratio": float(np.median(ratios)),
-        "q25": float(np.quantile(ratios, 0.25)),
-        "q75": float(np.quantile(ratios, 0.75)),
+        "ratio": ratio.pop("median"),
+        **ratio,
     }
 
 
@@ -380,8 +376,7 @@ def main(argv: Sequence[str]) -> None:
     import torch
     import torchdistill
 
-    result: dict[str, Any] = {"load_before": os.getloadavg()[0]}
-    result["environment"] = evaluation.environment()
+    result = measurement.begin(OUT.value)
     result["torch"] = {"torch": torch.__version__, "torchdistill": torchdistill.__version__}
     rows = {name: case for name, case in cases().items() if ONLY.value in name}
     result["against_torch"] = {}
@@ -391,11 +386,7 @@ def main(argv: Sequence[str]) -> None:
     ratios = [row["ratio"] for row in result["against_torch"].values()]
     result["geometric_mean"] = float(np.exp(np.mean(np.log(ratios))))
     print(f"geometric mean {result['geometric_mean']:.2f}, least {min(ratios):.2f}")
-    result["load_after"] = os.getloadavg()[0]
-    if OUT.value:
-        path = pathlib.Path(OUT.value)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(result, indent=2) + "\n")
+    measurement.end(result, OUT.value)
 
 
 if __name__ == "__main__":
