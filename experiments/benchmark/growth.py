@@ -23,9 +23,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import configuration
 from experiments.benchmark import measurement
 from experiments.benchmark.kernels import ONLY, OUT, ROUNDS, logits, maps, on_pair, vectors
+from experiments.command import launch
 from kdjax import losses
 
 LEAST_SECONDS = 0.02  # a timing repeats its function until it takes so long
@@ -144,4 +144,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    configuration.launch(main)
+    launch(main)

@@ -24,8 +24,8 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from experiments import configuration
 from experiments.benchmark import measurement
+from experiments.command import launch
 from kdjax import losses
 
 ROUNDS = flags.DEFINE_integer("rounds", 15, "How many times everything is run in turn.")
@@ -390,4 +390,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    configuration.launch(main)
+    launch(main)
