@@ -40,6 +40,8 @@ def test_hard_spearman_reads_the_order_of_the_hardest_negatives_alone():
     assert not hard.all()
     noisy = np.where(hard, teacher, rng.normal(size=(12, 12)))
     assert cprd.hard_spearman(noisy, teacher, hardest) == pytest.approx(1)
+    for one_direction in (teacher + 99 * np.arange(12)[:, None], teacher + 99 * np.arange(12)):
+        assert cprd.hard_spearman(one_direction, teacher, hardest) < 0.9
 
 
 def test_students_are_two_mlps_at_the_temperature_that_is_said():
@@ -61,3 +63,5 @@ def test_claims_say_what_fails():
     assert [x[1] for x in cprd.claims(found(**good, cprd=(0.36, 0.36)))] == [True] * 4
     bad = dict(infonce=(0.4, 0.2), mse=(0.3, 0.5), kl=(0.3, 0.3), random=(0.4, 0.4))
     assert [x[1] for x in cprd.claims(found(**bad, cprd=(0.5, 0.29)))] == [False] * 4
+    worse = {**good, "mse": (0.1, 0.1)}  # this is not nothing either
+    assert [x[1] for x in cprd.claims(found(**worse, cprd=(0.36, 0.36)))][2] is False
