@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from kdjax.training import CheckpointError, load_variables, save_variables
-from kdjax.training.checkpoint import Checkpoints
+from kdjax.training.checkpoint import Checkpoints, load, save
 
 
 def tree(step):
@@ -16,8 +16,7 @@ def tree(step):
 
 
 def like():
-    where = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), tree(0))
+    return abstract(tree(0))
 
 
 @pytest.fixture
@@ -66,6 +65,56 @@ def test_every_file_is_watched_over(kept, how):
         aside.rename(folder / "30")  # nothing was deleted
         victim.write_bytes(content)
     assert checkpoints.newest(like())[1]["step"] == 30
+
+
+def abstract(tree):
+    where = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), tree)
+
+
+MIXED = {
+    "flag": jnp.array(True),
+    "half": jnp.arange(5, dtype=jnp.bfloat16),
+    "int": jnp.arange(7, dtype=jnp.int8),
+    "none": jnp.zeros((0, 3)),
+    "nested": {
+        "float": jnp.linspace(0, 1, 6).reshape(2, 3),
+        "keys": jax.random.split(jax.random.key(3)),
+    },
+    "large": jnp.arange(1 << 17, dtype=jnp.float32),
+}
+
+
+@pytest.mark.parametrize("names", [tuple(MIXED), ("half", "flag"), ("large",)])
+def test_arrays_of_every_type_and_size_come_back_as_they_were(tmp_path, names):
+    tree = {name: MIXED[name] for name in names}
+    save(tmp_path / "c", tree, {"step": 3})()
+    found, extra = load(tmp_path / "c", abstract(tree))
+    assert extra["step"] == 3
+    assert jax.tree.structure(found) == jax.tree.structure(tree)
+    for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(tree)):
+        assert (x.dtype, x.shape, x.committed) == (y.dtype, y.shape, True)
+        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            x, y = jax.random.key_data(x), jax.random.key_data(y)
+        np.testing.assert_array_equal(x, y)
+
+
+def test_small_arrays_are_written_together(tmp_path, monkeypatch):
+    monkeypatch.setattr("kdjax.training.checkpoint._SMALL", 1 << 18)
+    tree = {str(i): jnp.full(10, i) for i in range(50)}
+    save(tmp_path / "c", {**tree, "large": MIXED["large"]}, {})()
+    files = [p.relative_to(tmp_path / "c").parts[0] for p in (tmp_path / "c").rglob("*")]
+    assert set(files) == {"small.npy", "large"}
+    assert (tmp_path / "c" / "small.npy").stat().st_size == 128 + 50 * 10 * 4
+
+
+def test_a_checkpoint_of_other_arrays_is_refused(tmp_path):
+    save(tmp_path / "c", {"a": jnp.ones(3), "b": jnp.ones(2)}, {})()
+    other = abstract({"a": jnp.ones(4), "c": jnp.ones(2)})
+    with pytest.raises(ValueError, match=r"missing: c; extra: b; of another shape: a"):
+        load(tmp_path / "c", other)
+    with pytest.raises(ValueError, match="two arrays have one path"):
+        save(tmp_path / "d", {"a": {"b": jnp.ones(1)}, "a/b": jnp.ones(1)}, {})
 
 
 def test_a_failed_save_says_what_is_left(kept, monkeypatch):

@@ -7,7 +7,9 @@ import numpy as np
 import optax
 from jax import numpy as jnp
 
-from kdjax.training import Evaluation, Program, Settings, Stage, Update, mean, run
+from kdjax.training import Evaluation, Program, Settings, Stage, Update, checkpoint, mean, run
+
+checkpoint._SMALL = 64  # bytes: what is kept of the toys has arrays of either kind
 
 
 def problem(examples=96, features=4, classes=3, seed=0):
