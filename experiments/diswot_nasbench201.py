@@ -17,7 +17,7 @@ from kdjax.methods.architecture_scores import cost, initial, observe, proxies, s
 from kdjax.networks.nasbench201 import edges_of
 
 SEEDS = (0, 1, 2)
-CELLS = 100  # a seed, of the 15,625
+CELLS = 64  # a seed, of the 15,625
 BATCH = 64
 STARTS = ("default", "gaussian")
 TRUE = "cifar10_test"
@@ -62,6 +62,11 @@ def student(cell: str) -> networks.Network:
     return networks.build("nasbench201", 10, edges=edges_of(cell))
 
 
+def rectified(cell: str) -> tuple[str, ...]:
+    """Patterns of what enters the ReLUs of a network."""
+    return RELUS + RELUS_OF_CONVOLUTIONS * any("conv" in edge for edge in edges_of(cell))
+
+
 def batches(seed: int, split: data.Split) -> dict[str, tuple[jax.Array, jax.Array]]:
     """What a seed scores on: noise with random labels, images with their own."""
     keys = jax.random.split(jax.random.key(seed))
@@ -91,12 +96,10 @@ def likeness(
 
 def zero_cost(cells: Sequence[str], seed: int, x: jax.Array, labels: jax.Array):
     """The zero-cost proxies of cells on one batch."""
-    rows = []
+    key, rows = jax.random.key(seed), []
     for cell in cells:
-        convolves = any("conv" in edge for edge in edges_of(cell))
-        relus = RELUS + RELUS_OF_CONVOLUTIONS * convolves
-        options = dict(tap=STUDENT_MAP, rectified=relus, names=PROXIES)
-        rows.append(proxies(student(cell), jax.random.key(seed), (x,), labels, **options))
+        options = dict(tap=STUDENT_MAP, rectified=rectified(cell), names=PROXIES)
+        rows.append(proxies(student(cell), key, (x,), labels, **options))
     return {name: np.array([row[name] for row in rows]) for name in PROXIES}
 
 

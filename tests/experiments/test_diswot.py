@@ -1,12 +1,15 @@
 """The ranking experiment: its ground truth, its measures, its baselines."""
 
+import itertools
 import pathlib
 
+import jax
 import numpy as np
 import pytest
 
-from experiments import architecture_rankings, diswot
+from experiments import architecture_rankings, diswot, diswot_nasbench201
 from kdjax.methods.architecture_scores import cost
+from kdjax.networks.nasbench201 import OPERATIONS, edges_of
 
 # 64 CIFAR ResNets by blocks a stage, with their CIFAR-100 accuracies: published by the authors.
 PUBLISHED = pathlib.Path(__file__).parent / "fixtures" / "diswot_s1.csv.gz"
@@ -60,3 +63,54 @@ def test_another_ground_truth_is_refused(tmp_path, text, message):
     path.write_text(text)
     with pytest.raises(ValueError, match=message):
         diswot.ground_truth(path)
+
+
+HEAD = "cell,cifar10_val,cifar10_test,cifar100_test,imagenet16_120_test\n"
+CELL = "|none~0|+|none~0|none~1|+|none~0|none~1|none~2|"
+
+
+def rows(count, accuracy=50):
+    spaces = itertools.product(OPERATIONS, repeat=6)
+    form = "|{}~0|+|{}~0|{}~1|+|{}~0|{}~1|{}~2|"
+    cells = [form.format(*edges) for edges in itertools.islice(spaces, count)]
+    return HEAD + "".join(f"{cell},{i},{accuracy},50,50\n" for i, cell in enumerate(cells))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "must have the columns cell, cifar10_test"),
+        (HEAD.replace("cifar100_test", "acc") + f"{CELL},1,1,1,1\n", r"not \['cifar100_test'\]"),
+        (rows(63), "64 cells or more, each once, got 63 rows of 63 cells"),
+        (rows(100) + f"{CELL},1,1,1,1\n", "got 101 rows of 100 cells"),
+        (rows(100).replace("none~0|none~1|none~2", "none~0|conv~1|none~2"), "cell must be"),
+        (rows(100, accuracy=101), r"cifar10_test must be in \[0, 100\]"),
+        (rows(100, accuracy="nan"), r"cifar10_test must be in \[0, 100\]"),
+    ],
+)
+def test_another_table_of_nas_bench_201_is_refused(tmp_path, text, message):
+    path = tmp_path / "truth.csv"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        diswot_nasbench201.ground_truth(path)
+
+
+def test_accuracies_of_nas_bench_201_stand_with_their_cells(tmp_path):
+    path = tmp_path / "truth.csv"
+    path.write_text(rows(101))
+    cells, accuracies = diswot_nasbench201.ground_truth(path)
+    assert edges_of(cells[7]) == ("none",) * 4 + (OPERATIONS[1], OPERATIONS[2])
+    assert accuracies["cifar10_val"][7] == 7
+
+
+@pytest.mark.parametrize(
+    ("cell", "convolutions"), [(CELL, 0), (CELL.replace("none", "nor_conv_3x3", 2), 2)]
+)
+def test_every_relu_of_a_network_of_nas_bench_201_is_read(cell, convolutions):
+    network, images = diswot_nasbench201.student(cell), np.zeros((1, 32, 32, 3), np.float32)
+    variables = jax.eval_shape(network.init, jax.random.key(0), images)
+    names = diswot_nasbench201.rectified(cell)
+    found = jax.eval_shape(
+        lambda v, x: network.apply(v, x, train=True, taps=names), variables, images
+    )
+    assert len(found.taps) == 15 * convolutions + 2 * 2 + 1
