@@ -1,5 +1,7 @@
 """The networks are those of the literature: counts, shapes, blocks."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -143,14 +145,13 @@ def test_every_operation_has_the_parameters_that_the_two_published_counts_give_i
 def test_a_cell_without_a_path_gives_the_classifiers_bias_and_a_map_of_zeros():
     cut = "|nor_conv_3x3~0|+|skip_connect~0|nor_conv_1x1~1|+|none~0|none~1|none~2|"
     x = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype(np.float32)
-    for cell in (cut, cut.replace("nor_conv_3x3", "none")):
-        network = build("nasbench201", 3, edges=edges_of(cell), cells=1, width=2)
-        variables = network.init(KEY, x)
-        found = network.apply(variables, x, train=True, taps=("last/out",))
-        assert found.taps["last/out"].shape == (2, 2, 2, 8)
-        assert not np.any(found.taps["last/out"])
-        bias = np.asarray(variables["params"]["head"]["bias"])
-        np.testing.assert_array_equal(found.output["logits"], [bias, bias])
+    network = build("nasbench201", 3, edges=edges_of(cut), cells=1, width=2)
+    variables = network.init(KEY, x)
+    found = network.apply(variables, x, train=True, taps=("last/out",))
+    assert found.taps["last/out"].shape == (2, 2, 2, 8)
+    assert not np.any(found.taps["last/out"])
+    bias = np.asarray(variables["params"]["head"]["bias"])
+    np.testing.assert_array_equal(found.output["logits"], [bias, bias])
 
 
 def test_conv_nets_of_every_width_have_classifiers_of_one_shape():
