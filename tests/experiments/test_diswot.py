@@ -4,10 +4,12 @@ import itertools
 import pathlib
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from experiments import architecture_rankings, diswot, diswot_nasbench201
+from kdjax.data.source import Split
 from kdjax.methods.architecture_scores import cost
 from kdjax.networks.nasbench201 import OPERATIONS, edges_of
 
@@ -114,3 +116,25 @@ def test_every_relu_of_a_network_of_nas_bench_201_is_read(cell, convolutions):
         lambda v, x: network.apply(v, x, train=True, taps=names), variables, images
     )
     assert len(found.taps) == 15 * convolutions + 2 * 2 + 1
+
+
+@pytest.mark.parametrize(("side", "label"), [(28, 9), (32, 10)])
+def test_other_images_are_refused_for_nas_bench_201(side, label):
+    arrays = {
+        "image": np.zeros((70, side, side, 3), np.uint8),
+        "label": np.arange(70) % (label + 1),
+    }
+    split = Split.of(arrays, "other/train")
+    with pytest.raises(ValueError, match=rf"other/train must have .*\({side}, .* up to {label}"):
+        diswot_nasbench201.batch_of(split, 0)
+
+
+def test_a_seed_scores_nas_bench_201_on_images_in_the_units_of_cifar_10():
+    levels = np.arange(70, dtype=np.uint8)
+    images = np.tile(levels[:, None, None, None], (32, 32, 3))
+    split = Split.of({"image": images, "label": levels % 10}, "some")
+    x, labels = diswot_nasbench201.batch_of(split, 0)
+    assert x.shape == (64, 32, 32, 3)
+    found = (x * jnp.array([0.247, 0.2435, 0.2616]) + jnp.array([0.4914, 0.4822, 0.4465])) * 255
+    assert len(np.unique(np.round(found))) == 64
+    np.testing.assert_array_equal(np.round(found)[:, 3, 4, 1] % 10, labels)
