@@ -200,7 +200,7 @@ def proxies(
       name -> score. NaN where a proxy is not defined (an example all of whose ReLUs are dead).
 
     Raises:
-      ValueError: an unknown name, several inputs, a pattern that matches nothing.
+      ValueError: an unknown name, several inputs, a batch of one, a pattern that matches nothing.
     """
     unknown = [name for name in names if name not in PROXIES]
     if unknown:
@@ -208,6 +208,11 @@ def proxies(
     if len(inputs) != 1:
         raise ValueError(f"zero-cost proxies read one input, got {len(inputs)}")
     (x,) = inputs
+    if len(x) < 2:
+        raise ValueError(
+            f"zero-cost proxies need two examples or more, got {len(x)}: normalisations use the "
+            "statistics of the batch"
+        )
     variables = initial(network, rng, inputs, initialization)
     flat = flax.traverse_util.flatten_dict(variables["params"])
     kernels = {path: leaf for path, leaf in flat.items() if leaf.ndim >= 2}

@@ -182,6 +182,10 @@ def test_costs_are_counted_by_hand():
             lambda: proxies(NET, KEY, (X, X), LABELS, tap="last/out", rectified=RELUS),
             "read one input, got 2",
         ),
+        (
+            lambda: proxies(NET, KEY, (X[:1],), LABELS[:1], tap="last/out", rectified=RELUS),
+            "need two examples or more, got 1: normalisations use the statistics of the batch",
+        ),
     ],
 )
 def test_wrong_arguments_are_named(call, message):
