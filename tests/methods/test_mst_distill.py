@@ -91,12 +91,12 @@ def size(tree):
     return sum(float(jnp.abs(x).sum()) for x in jax.tree.leaves(tree))
 
 
-def watched(task):
+def watched(task, config=CONFIG):
     """`(what the recipe returns, name -> (stage, its outcome))` of a run."""
     stages = {}
 
     def recipe():
-        made, sent = mst_distill.recipe(task, CONFIG), None
+        made, sent = mst_distill.recipe(task, config), None
         while True:
             try:
                 stage = made.send(sent)
@@ -311,9 +311,10 @@ def test_a_teacher_that_is_not_finite_stops_the_run(play, task):
 @pytest.mark.slow
 def test_the_statistics_of_frozen_teachers_stand_still(task):
     """Batch normalisation is in test mode in stages 2 and 3, the student's in training mode."""
-    norm = networks.build("mlp", 3, widths=(8,), norm=True)
+    norm = networks.build("mlp", 3, widths=(8, 8), norm=True)
+    config = dataclasses.replace(CONFIG, cross_modal_layers=("dense1/out",))
     task = dataclasses.replace(task, **_networks(task, cross_modal_teacher=norm, student=norm))
-    result, stages = watched(task)
+    result, stages = watched(task, config)
     moved = stages["cotraining"][1].variables
     begun = task.variables("cross_modal_teacher")
     assert size(statistics(moved["cross_modal_teacher"], begun)) > 0  # stage 1 trains
@@ -326,11 +327,11 @@ def test_the_statistics_of_frozen_teachers_stand_still(task):
         )
     assert size(statistics(result.last, moved["student"])) > 0
     # What a teacher says of an example does not depend on the others of its batch.
-    cast = mst_distill.cast_of(task, CONFIG)
+    cast = mst_distill.cast_of(task, config)
     stream = task.stream("student")
     batch = stream.assemble(stream.table, next(stream.items()))
     roles = {**moved, **stages["masks"][1].variables}
-    m = list(CONFIG.specialists).index(("cross_modal_teacher", "dense0/out"))
+    m = list(config.specialists).index(("cross_modal_teacher", "dense1/out"))
     whole, _ = cast.specialist(roles, m, batch, train=True, rng=jax.random.key(0))
     one, _ = cast.specialist(
         roles, m, jax.tree.map(lambda x: x[:1], batch), train=True, rng=jax.random.key(0)
