@@ -17,10 +17,10 @@ loss (`score_mse`, `listwise_kl`, `ranknet`), or other items (`negatives="random
 scores every query with every item of its pool.
 
 The pool is the batch. With `queue` it is the batch and the pairs before it, and its items are
-embedded by momentum encoders, a moving average of the student (ALBEF, Li et al. 2021,
-arXiv:2107.07651; whether CPRD's authors mine from a queue is not known). A queue keeps what was
-embedded and the inputs themselves, for the teacher to read; in it, other texts of a query's image
-and equal texts are negatives of neither loss.
+embedded by momentum encoders: a moving average of the student, run without dropout (ALBEF, Li et
+al. 2021, arXiv:2107.07651; whether CPRD's authors mine from a queue is not known). A queue keeps
+what was embedded and the inputs themselves, for the teacher to read. In it, other texts of a
+query's image and equal texts are negatives of neither loss.
 """
 
 from __future__ import annotations
