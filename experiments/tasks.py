@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -55,15 +56,57 @@ def task(config: ml_collections.ConfigDict, found: Any = None) -> Task:
     return _reader(config).task(config, found)
 
 
-def check(module: ModuleType, chosen: Any, task: Task, where: str) -> None:
-    """Refuses, before a teacher is trained, a method that this task's networks do not suit.
+def members(
+    config: ml_collections.ConfigDict, seeds: Sequence[int], reseed_data: bool = False
+) -> list[Task]:
+    """The task of each seed; with `reseed_data` that is the seed of its data too."""
+    if not reseed_data:
+        first = task(config)
+        return [dataclasses.replace(first, seed=seed) for seed in seeds]
+    if "seed" not in config.data:
+        raise configuration.ConfigError(
+            "config.reseed_data: these data have no seed; it would be config.data.seed"
+        )
+    found = []
+    for seed in seeds:
+        mine = config.copy_and_resolve_references()
+        mine.seed = mine.data.seed = seed
+        found.append(task(mine))
+    return found
 
-    What that means is said by the method's `check(task, config)`, where it has one.
+
+Chosen = Mapping[str, tuple[ModuleType, Any, Task]]  # place in the config -> method, its config
+
+
+def check(chosen: Chosen) -> None:
+    """Refuses, before a teacher is trained, methods that their task's networks do not suit.
+
+    What that means is said by a method's `check(task, config)`, where it has one.
     """
-    try:
-        getattr(module, "check", lambda task, config: None)(task, chosen)
-    except ValueError as error:
-        raise configuration.ConfigError(f"{where}: {error}") from error
+    check_roles(chosen)
+    for where, (module, config, task) in chosen.items():
+        try:
+            getattr(module, "check", lambda task, config: None)(task, config)
+        except ValueError as error:
+            raise configuration.ConfigError(f"{where}: {error}") from error
+
+
+def check_roles(chosen: Chosen) -> None:
+    """Refuses roles that no method needs, and methods whose roles are not there."""
+    needed: set[str] = set()
+    for where, (module, config, task) in chosen.items():
+        mine, name = methods.needs(module, config), module.__name__.rpartition(".")[2]
+        for role in mine:
+            if role not in task.networks:
+                raise configuration.ConfigError(
+                    f"{where}: {name} needs a network of the role {role!r}: give config.{role}, as "
+                    "of configuration.role_fields"
+                )
+        needed |= {"teacher", "student", *mine}
+    for role in dict.fromkeys(r for _, _, task in chosen.values() for r in task.networks):
+        if role not in needed:
+            hint = methods.nearest(role, needed)
+            raise configuration.ConfigError(f"config.{role}: no method needs this role{hint}")
 
 
 def method(config: ml_collections.ConfigDict, fields: Mapping[str, Any], where: str):

@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import pathlib
 import time
 from collections.abc import Callable, Sequence
 
@@ -25,8 +23,9 @@ import numpy as np
 import optax
 from absl import flags
 
-from experiments import configuration
-from kdjax import evaluation, losses, networks
+from experiments.benchmark import measurement
+from experiments.command import launch
+from kdjax import losses, networks
 from kdjax.data import Dataset
 from kdjax.methods import dual_head_kd, kd, plackett_luce
 from kdjax.methods.task import Task
@@ -130,18 +129,13 @@ def method(task: Task, module, config, variables) -> Callable[[int], float]:
     return block
 
 
-def quartiles(values: Sequence[float]) -> dict[str, float]:
-    low, middle, high = np.percentile(values, [25, 50, 75])
-    return {"median": float(middle), "q25": float(low), "q75": float(high)}
-
-
 def main(argv: Sequence[str]) -> None:
     methods = {
         "kd": (kd, kd.Config.of("kd")),
         "plackett_luce": (plackett_luce, plackett_luce.Config()),
         "dual_head_kd": (dual_head_kd, dual_head_kd.Config()),
     }
-    result = {"load_before": os.getloadavg()[0], "environment": evaluation.environment()}
+    result = measurement.begin(OUT.value)
     for name in SETTINGS:
         if ONLY.value not in name:
             continue
@@ -162,16 +156,12 @@ def main(argv: Sequence[str]) -> None:
                 floors += [before, after]
                 ratios[n].append(seconds / ((before + after) / 2))
         result[name] = {
-            "floor_ms": quartiles([1000 * f for f in floors]),
-            "ratio": {n: quartiles(r) for n, r in ratios.items()},
+            "floor_ms": measurement.quartiles([1000 * f for f in floors]),
+            "ratio": {n: measurement.quartiles(r) for n, r in ratios.items()},
         }
         print(name, json.dumps(result[name]), flush=True)
-    result["load_after"] = os.getloadavg()[0]
-    if OUT.value:
-        path = pathlib.Path(OUT.value)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(result, indent=2) + "\n")
+    measurement.end(result, OUT.value)
 
 
 if __name__ == "__main__":
-    configuration.launch(main)
+    launch(main)

@@ -14,8 +14,6 @@ reported is the median of the ratios transformers / kdjax (above 1: kdjax is fas
 from __future__ import annotations
 
 import json
-import os
-import pathlib
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -25,8 +23,9 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from experiments import configuration
-from kdjax import evaluation, networks
+from experiments.benchmark import measurement
+from experiments.command import launch
+from kdjax import networks
 from kdjax.networks.generation import generate
 
 LAYERS = flags.DEFINE_integer("layers", 30, "Number of blocks.")
@@ -89,8 +88,7 @@ def main(argv: Sequence[str]) -> None:
     import torch
     import transformers
 
-    result: dict[str, Any] = {"load_before": os.getloadavg()[0]}
-    result["environment"] = evaluation.environment()
+    result = measurement.begin(OUT.value)
     result["torch"] = {"torch": torch.__version__, "transformers": transformers.__version__}
     options = dict(width=576, num_heads=9, num_key_value_heads=3, hidden=1536, max_length=2048)
     options |= dict(num_layers=LAYERS.value, rope_base=10_000.0)
@@ -133,14 +131,10 @@ def main(argv: Sequence[str]) -> None:
             "transformers": BATCH.value * NEW.value / float(np.median(other)),
         },
         "ratio": dict(zip(("q25", "median", "q75"), np.percentile(other / mine, [25, 50, 75]))),
-        "load_after": os.getloadavg()[0],
     }
     print(json.dumps(result), flush=True)
-    if OUT.value:
-        path = pathlib.Path(OUT.value)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(result, indent=2) + "\n")
+    measurement.end(result, OUT.value)
 
 
 if __name__ == "__main__":
-    configuration.launch(main)
+    launch(main)

@@ -25,7 +25,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import os
 import pathlib
 import subprocess
 import sys
@@ -42,16 +41,16 @@ from jax.sharding import PartitionSpec as P
 
 from configs.mnist import plackett_luce as default
 from experiments import configuration
-from experiments.benchmark import overhead
-from kdjax import evaluation, networks
+from experiments.benchmark import measurement, overhead
+from experiments.command import launch
+from kdjax import networks
 from kdjax.data import Dataset
 from kdjax.methods import kd
 from kdjax.methods.task import Task
 from kdjax.networks import logits_of
 from kdjax.training import Layout, Settings, Stage, make_mesh, planning, run, together
-from kdjax.training.loop import stage_keys, start
 from kdjax.training.optimizers import Training
-from kdjax.training.step import compiled_step, frozen_of
+from kdjax.training.step import frozen_of
 
 PARTS = flags.DEFINE_multi_enum(
     "parts",
@@ -185,7 +184,7 @@ def population() -> dict[str, Any]:
         bound = (t + MEMBERS * s) / (MEMBERS * (t + s))
         for name, x in zip(found, (one / apart, bound, one, apart, t, s), strict=True):
             found[name].append(x if name in ("ratio", "bound") else 1000 * x)
-    found = {name: overhead.quartiles(values[1:]) for name, values in found.items()}
+    found = {name: measurement.quartiles(values[1:]) for name, values in found.items()}
     return {
         "members": MEMBERS,
         "ratio": found.pop("ratio"),
@@ -257,9 +256,9 @@ def checkpoints() -> dict[str, Any]:
             times.append(1000 * (without - start_and_end) / (steps - few))
         step = np.median(times[1:])
         out[name] = {
-            "share": overhead.quartiles(np.array(costs[1:]) / (EVERY * step)),
-            "save_ms": overhead.quartiles(costs[1:]),
-            "step_ms": overhead.quartiles(times[1:]),
+            "share": measurement.quartiles(np.array(costs[1:]) / (EVERY * step)),
+            "save_ms": measurement.quartiles(costs[1:]),
+            "step_ms": measurement.quartiles(times[1:]),
             "resume_seconds": resume(stage),
         }
         print(name, json.dumps(out[name]), flush=True)
@@ -302,33 +301,18 @@ def loop() -> dict[str, Any]:
     out = {}
     for name, (teacher, student, batch_size, steps) in sizes.items():
         stage = distillation(make_task(teacher, student, batch_size))
-        layout = Layout()
-        state = start(stage, layout)
-        step = compiled_step(stage, jax.tree.map(lambda x: x.sharding, state))
-        frozen = layout.frozen(stage, frozen_of(stage))
-        tables = {"train": stage.data["train"].table}
-        items = {"train": next(stage.data["train"].items())}
-        values = {name: jnp.float32(x) for name, x in stage.values.items()}
-        key, count = stage_keys(stage, jax.random.key(0)), jnp.int32(stage.steps)
-
-        def bare(state, step=step, rest=(frozen, tables, items, values, count, key), steps=steps):
-            began = time.perf_counter()
-            for _ in range(steps):
-                state, report = step.function(state, *rest)
-            jax.block_until_ready(report)
-            return state, (time.perf_counter() - began) / steps
-
-        state, _ = bare(state)
+        bare = measurement.Steps(stage, one_batch=True)
+        bare.seconds(steps)
         ratios, floors = [], []
         for _ in range(overhead.BLOCKS.value + 1):
-            state, before = bare(state)
+            before = bare.seconds(steps)
             engine = step_of(stage, steps)
-            state, after = bare(state)
+            after = bare.seconds(steps)
             floors += [1000 * before, 1000 * after]
             ratios.append(engine / ((before + after) / 2))
         out[name] = {
-            "ratio": overhead.quartiles(ratios[1:]),
-            "bare_step_ms": overhead.quartiles(floors[2:]),
+            "ratio": measurement.quartiles(ratios[1:]),
+            "bare_step_ms": measurement.quartiles(floors[2:]),
         }
     return out
 
@@ -345,11 +329,7 @@ def in_a_process() -> dict[str, Any]:
 def main(argv: Sequence[str]) -> None:
     if DEVICES.value:
         jax.config.update("jax_num_cpu_devices", DEVICES.value)
-    result = {"load_before": os.getloadavg()[0], "environment": evaluation.environment()}
-    if overhead.OUT.value.startswith("results/") and result["environment"]["dirty"]:
-        raise configuration.ConfigError(
-            "records are written from committed sources only: commit, or take another --out"
-        )
+    result = measurement.begin(overhead.OUT.value)
     measured = {
         "sharded": sharded if DEVICES.value else in_a_process,
         "together": population,
@@ -361,12 +341,8 @@ def main(argv: Sequence[str]) -> None:
         result[part] = measured[part]()
         seconds = time.perf_counter() - began
         print(f"{part} ({seconds:.0f} s)", json.dumps(result[part]), flush=True)
-    result["load_after"] = os.getloadavg()[0]
-    if overhead.OUT.value:
-        path = pathlib.Path(overhead.OUT.value)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(result, indent=2) + "\n")
+    measurement.end(result, overhead.OUT.value)
 
 
 if __name__ == "__main__":
-    configuration.launch(main)
+    launch(main)

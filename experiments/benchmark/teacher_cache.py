@@ -30,8 +30,9 @@ import numpy as np
 import optax
 from absl import flags
 
-from experiments import configuration
-from kdjax import data, evaluation, losses, networks
+from experiments.benchmark import measurement
+from experiments.command import launch
+from kdjax import data, losses, networks
 from kdjax.data.source import Split
 from kdjax.data.teacher_cache import (
     Contents,
@@ -221,11 +222,6 @@ def views(folder: pathlib.Path) -> Iterator[tuple[str, Setting]]:
     )
 
 
-def quartiles(values: np.ndarray) -> dict[str, float]:
-    low, middle, high = np.percentile(values, [25, 50, 75])
-    return {"median": float(middle), "q25": float(low), "q75": float(high)}
-
-
 def measure(setting: Setting) -> dict[str, Any]:
     """Seconds a step of both sides, in turn."""
 
@@ -257,25 +253,21 @@ def measure(setting: Setting) -> dict[str, Any]:
         cached.append(block(setting.cached, lambda batch: {}))
     live, cached = np.array(live[1:]), np.array(cached[1:])  # the first block compiles
     return {
-        "ratio": quartiles(cached / live),
-        "live_ms": quartiles(1000 * live),
-        "cached_ms": quartiles(1000 * cached),
+        "ratio": measurement.quartiles(cached / live),
+        "live_ms": measurement.quartiles(1000 * live),
+        "cached_ms": measurement.quartiles(1000 * cached),
     }
 
 
 def main(argv: Sequence[str]) -> None:
-    result = {"load_before": os.getloadavg()[0], "environment": evaluation.environment()}
+    result = measurement.begin(OUT.value)
     with tempfile.TemporaryDirectory() as folder:
         for part in PARTS.value:
             for name, setting in {"decoders": decoders, "views": views}[part](pathlib.Path(folder)):
                 result[name] = {**measure(setting), **setting.report()}
                 print(name, json.dumps(result[name]), flush=True)
-    result["load_after"] = os.getloadavg()[0]
-    if OUT.value:
-        path = pathlib.Path(OUT.value)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(result, indent=2) + "\n")
+    measurement.end(result, OUT.value)
 
 
 if __name__ == "__main__":
-    configuration.launch(main)
+    launch(main)

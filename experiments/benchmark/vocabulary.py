@@ -22,7 +22,6 @@ from __future__ import annotations
 import gc
 import json
 import os
-import pathlib
 import subprocess
 import sys
 import time
@@ -35,8 +34,8 @@ import numpy as np
 from absl import flags
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from experiments import configuration
-from kdjax import evaluation
+from experiments.benchmark import measurement
+from experiments.command import launch
 from kdjax.losses import divergences, vocabulary
 
 ROUNDS = flags.DEFINE_integer("rounds", 7, "How many times both sides are timed in turn.")
@@ -114,11 +113,6 @@ def timed(function: Callable[[], Any]) -> tuple[float, float]:
     return time.perf_counter() - wall, time.process_time() - processors
 
 
-def quartiles(values: Sequence[float]) -> dict[str, float]:
-    low, middle, high = np.percentile(values, [25, 50, 75])
-    return {"median": float(middle), "q25": float(low), "q75": float(high)}
-
-
 def against_jax(name: str) -> dict[str, Any]:
     given = [jnp.asarray(array) for array in arrays(TOKENS)]
     programs = [compiled(loss(name), TOKENS) for loss in (ours, naive)]
@@ -143,8 +137,8 @@ def against_jax(name: str) -> dict[str, Any]:
         "growth": allocated(longer)["temporary"] / mine["temporary"],
         "difference": error,
         "seconds": float(np.median([mine[0] for mine, _ in rounds])),
-        "time_ratio": quartiles([mine[0] / theirs[0] for mine, theirs in rounds]),
-        "processor_ratio": quartiles([mine[1] / theirs[1] for mine, theirs in rounds]),
+        "time_ratio": measurement.quartiles([mine[0] / theirs[0] for mine, theirs in rounds]),
+        "processor_ratio": measurement.quartiles([mine[1] / theirs[1] for mine, theirs in rounds]),
     }
 
 
@@ -248,8 +242,7 @@ def sharded() -> dict[str, Any]:
 
 
 def main(argv: Sequence[str]) -> None:
-    result: dict[str, Any] = {"load_before": os.getloadavg()[0]}
-    result["environment"] = evaluation.environment()
+    result = measurement.begin(OUT.value)
     result["sizes"] = {
         "tokens": TOKENS,
         "width": WIDTH,
@@ -271,12 +264,8 @@ def main(argv: Sequence[str]) -> None:
     if "sharded" in PARTS.value:
         result["sharded"] = sharded()
         print("sharded", json.dumps(result["sharded"]), flush=True)
-    result["load_after"] = os.getloadavg()[0]
-    if OUT.value:
-        path = pathlib.Path(OUT.value)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(result, indent=2) + "\n")
+    measurement.end(result, OUT.value)
 
 
 if __name__ == "__main__":
-    configuration.launch(main)
+    launch(main)

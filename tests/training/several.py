@@ -20,7 +20,7 @@ import training_toys as toys
 from absl import flags
 from jax.sharding import PartitionSpec as P
 
-from experiments import configuration
+from experiments.command import launch
 from kdjax.training import (
     Compute,
     Display,
@@ -118,4 +118,4 @@ def main(argv):
 
 if __name__ == "__main__":
     faulthandler.dump_traceback_later(240, exit=True)  # where it hangs, if it does
-    configuration.launch(main, several=True)
+    launch(main, several=True)
