@@ -327,13 +327,15 @@ def main() -> None:
     for part in (ranked, sampled):
         part.add_argument("--ground_truth", type=pathlib.Path, required=True, help="CSV, CSV.gz")
         part.add_argument("--no-proxies", dest="proxies", action="store_false")
+    sampled.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     sampled.add_argument("--images", required=True, help="32x32, ten classes: folder:cifar10.zip")
     taught.add_argument("--workdir", type=pathlib.Path, required=True, help="where the run lies")
     given = parser.parse_args()
     if given.part == "resnets":
         print(resnets(given.results, given.ground_truth, given.proxies))
     elif given.part == "nasbench201":
-        print(nasbench201(given.results, given.ground_truth, given.images, given.proxies))
+        options = (given.ground_truth, given.images, given.proxies, given.seeds)
+        print(nasbench201(given.results, *options))
     else:
         print(digits(given.results, given.workdir))
 
