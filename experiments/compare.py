@@ -126,9 +126,10 @@ def main(argv: Sequence[str]) -> None:
     first = members[0]
     settings = configuration.settings(config)
     configuration.check_layout(settings.layout, first)
-    tasks.check(
-        {f"config.arms.{n}": (one.module, one.config, one.task(first)) for n, one in arms.items()}
-    )
+    chosen = {f"config.arms.{name}": one for name, one in arms.items()}
+    tasks.check_roles(first, {where: (one.module, one.config) for where, one in chosen.items()})
+    for where, one in chosen.items():
+        tasks.check(one.module, one.config, one.task(first), where)
     claim(workdir, config)
     display, began = Display(), time.monotonic()
 

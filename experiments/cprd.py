@@ -7,11 +7,10 @@ An example has 6 attributes of 6 values. Its image is tanh of a random linear ma
 its caption of 4 of them, 48 numbers each with Gaussian noise of 0.15: what shares 3 of a caption's
 attributes is a harder negative than what shares none. The teacher is a cross-encoder, an MLP on
 [a, b, a b], trained on 4,000 pairs; students are two MLPs 48-64-16, trained on 600, with tau 0.07
-held, 60 epochs of batches of 100. `random` is ListMLE on random negatives, `all` and `quarter` are
-CPRD with so many of the 16 valid, `queue` is CPRD with 400 pairs before the batch in the pool; both
-directions are summed. Scored on 300 pairs after the last step; `hard_spearman` is the rank
-correlation with the teacher on its 16 hardest negatives of each query. Writes a record a seed and
-arm, and a page that says which claims hold, to `results/cprd-attributes`.
+held. `random` is ListMLE on random negatives, `all` and `quarter` are CPRD with so many of the 16
+valid; both directions are summed. Scored on 300 pairs after the last step; `hard_spearman` is the
+rank correlation with the teacher on its 16 hardest negatives of each query. Writes a record a seed
+and arm, and a page that says which claims hold, to `results/cprd-attributes`.
 """
 
 from __future__ import annotations
@@ -51,7 +50,6 @@ ARMS = {
     "cprd": CPRD,
     "all": dataclasses.replace(CPRD, valid_fraction=1.0),
     "quarter": dataclasses.replace(CPRD, valid_fraction=0.25),
-    "queue": dataclasses.replace(CPRD, queue=400),
 }
 SHOWN = ("recall_at_1", "recall_at_5", "hard_spearman")
 

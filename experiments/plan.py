@@ -76,7 +76,7 @@ def recipe_of(config, found: Any) -> Callable[[], Any]:
     for role in given:
         config[role].checkpoint = ""
     task = tasks.task(config, found)
-    tasks.check_roles({"config.method": (module, chosen, task)})
+    tasks.check_roles(task, {"config.method": (module, chosen)})
 
     def make():
         roles = {role: planning.without_values(x) for role, x in task.given.items()}

@@ -70,7 +70,8 @@ def main(argv: Sequence[str]) -> None:
     task = tasks.task(config)
     settings = configuration.settings(config, profile=profile(workdir))
     configuration.check_layout(settings.layout, task)
-    tasks.check({"config.method": (module, method_config, task)})
+    tasks.check_roles(task, {"config.method": (module, method_config)})
+    tasks.check(module, method_config, task, "config.method")
     display = Display()
     with locked(workdir, display.say):
         claim(workdir, config)

@@ -75,35 +75,35 @@ def members(
     return found
 
 
-Chosen = Mapping[str, tuple[ModuleType, Any, Task]]  # place in the config -> method, its config
+def check(module: ModuleType, chosen: Any, task: Task, where: str) -> None:
+    """Refuses, before a teacher is trained, a method that this task's networks do not suit.
 
-
-def check(chosen: Chosen) -> None:
-    """Refuses, before a teacher is trained, methods that their task's networks do not suit.
-
-    What that means is said by a method's `check(task, config)`, where it has one.
+    What that means is said by the method's `check(task, config)`, where it has one.
     """
-    check_roles(chosen)
-    for where, (module, config, task) in chosen.items():
-        try:
-            getattr(module, "check", lambda task, config: None)(task, config)
-        except ValueError as error:
-            raise configuration.ConfigError(f"{where}: {error}") from error
+    try:
+        getattr(module, "check", lambda task, config: None)(task, chosen)
+    except ValueError as error:
+        raise configuration.ConfigError(f"{where}: {error}") from error
 
 
-def check_roles(chosen: Chosen) -> None:
-    """Refuses roles that no method needs, and methods whose roles are not there."""
-    needed: set[str] = set()
-    for where, (module, config, task) in chosen.items():
-        mine, name = methods.needs(module, config), module.__name__.rpartition(".")[2]
-        for role in mine:
+def check_roles(task: Task, chosen: Mapping[str, tuple[ModuleType, Any]]) -> None:
+    """Refuses methods whose networks are not there, and networks that no method needs.
+
+    Args:
+      task: with the networks of the config.
+      chosen: where a method stands in the config -> its module, its config.
+    """
+    needed = {"teacher", "student"}
+    for where, (module, config) in chosen.items():
+        name = module.__name__.rpartition(".")[2]
+        for role in methods.needs(module, config):
+            needed.add(role)
             if role not in task.networks:
                 raise configuration.ConfigError(
                     f"{where}: {name} needs a network of the role {role!r}: give config.{role}, as "
                     "of configuration.role_fields"
                 )
-        needed |= {"teacher", "student", *mine}
-    for role in dict.fromkeys(r for _, _, task in chosen.values() for r in task.networks):
+    for role in task.networks:
         if role not in needed:
             hint = methods.nearest(role, needed)
             raise configuration.ConfigError(f"config.{role}: no method needs this role{hint}")

@@ -19,6 +19,7 @@ and, as Markdown, beside the JSON file.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import math
 import pathlib
@@ -44,7 +45,7 @@ class Arm(NamedTuple):
 
     Attributes:
       fields: of its config, where they are not the defaults: `(sizes) -> {field: value}`.
-      stages: whose steps are timed.
+      stages: whose steps are timed; (): what comes before the first one is all that is timed.
       period: steps of a block are a multiple of it, so that all blocks have the same work.
       note: what a reader has to know of the row.
     """
@@ -100,7 +101,11 @@ GROUPS = {
             "tgeo_kd": Arm(
                 lambda sizes: dict(held_out=0.25), note="a held-out batch beside the other"
             ),
-            "diswot": Arm(space, note="kd of the student that was found"),
+            "diswot": Arm(
+                space,
+                stages=(),
+                note="a search, then the steps of kd for the student that was found",
+            ),
         },
     ),
     "halves": Group(
@@ -211,7 +216,7 @@ class Timed:
 
     def __init__(self, stage: Stage, period: int, least: float):
         # Without validation: what is timed is the step.
-        without = Stage(**{**vars(stage), "validation": None})
+        without = dataclasses.replace(stage, validation=None)
         self.examples, self._steps = examples(stage), measurement.Steps(without)
         self.bytes = self._steps.compile()
         self._steps.seconds(period)
@@ -228,15 +233,13 @@ def measure(group: Group, sizes: Sizes, rounds: int, least: float) -> dict[str, 
     task, timed, rows = group.task(sizes), {}, {}
     for name, arm in group.arms.items():
         stages, host = stages_of(name, arm, task, sizes)
-        for stage in stages.values():
-            row = name if len(stages) == 1 else f"{name}/{stage.name}"
-            began = time.perf_counter()
-            timed[row] = Timed(stage, arm.period, least)
-            print(f"{row}: compiled in {time.perf_counter() - began:.1f} s", flush=True)
+        for stage in stages or (None,):
+            row = name if len(stages) < 2 else f"{name}/{stage}"
             rows[row] = {"method": name, "baseline": group.baseline, "note": arm.note}
-            rows[row] |= {"examples": timed[row].examples, "peak_bytes": timed[row].bytes}
-            rows[row] |= {"host_seconds": host} if host else {}
-            rows[row]["fields"] = dict(arm.fields(sizes))
+            rows[row] |= {"fields": dict(arm.fields(sizes)), "host_seconds": host}
+            if stage is not None:
+                timed[row] = Timed(stages[stage], arm.period, least)
+                rows[row] |= {"examples": timed[row].examples, "peak_bytes": timed[row].bytes}
     base = timed[group.baseline]
     seconds: dict[str, list[float]] = {row: [] for row in timed}
     ratios: dict[str, list[float]] = {row: [] for row in timed if row != group.baseline}
@@ -250,11 +253,11 @@ def measure(group: Group, sizes: Sizes, rounds: int, least: float) -> dict[str, 
             seconds[group.baseline].append(after)
             ratios[row].append((before + after) / 2 / taken)
             before = after
-    for row, figures in rows.items():
-        figures["steps_per_second"] = measurement.quartiles([1 / x for x in seconds[row]])
-        if row in ratios:
-            figures["speed_ratio"] = measurement.quartiles(ratios[row])
-            figures["memory_ratio"] = timed[row].bytes / base.bytes
+    for row, taken in seconds.items():
+        rows[row]["steps_per_second"] = measurement.quartiles([1 / x for x in taken])
+    for row, found in ratios.items():
+        rows[row]["speed_ratio"] = measurement.quartiles(found)
+        rows[row]["memory_ratio"] = timed[row].bytes / base.bytes
     return rows
 
 
@@ -278,16 +281,18 @@ def table(found: Mapping[str, Any]) -> str:
     ]
     for rows in found["rows"].values():
         for name, row in rows.items():
-            speed, memory, beside = "", "", "its baseline"
+            beside = f"`{row['baseline']}`" if name != row["baseline"] else "its baseline"
+            figures = [""] * 5
+            if "peak_bytes" in row:
+                figures[0] = f"{row['steps_per_second']['median']:.3g}"
+                figures[2] = f"{row['peak_bytes'] / 2**20:.1f}"
+                figures[4] = str(row["examples"])
             if "speed_ratio" in row:
-                speed, beside = "{median:.2f} ({q25:.2f}, {q75:.2f})", f"`{row['baseline']}`"
-                speed, memory = speed.format(**row["speed_ratio"]), f"{row['memory_ratio']:.2f}"
-            host = [f"{n} {x:.1f} s" for n, x in row.get("host_seconds", {}).items()]
+                figures[1] = "{median:.2f} ({q25:.2f}, {q75:.2f})".format(**row["speed_ratio"])
+                figures[3] = f"{row['memory_ratio']:.2f}"
+            host = [f"{n} {x:.1f} s" for n, x in row["host_seconds"].items()]
             note = "; ".join(([row["note"]] if row["note"] else []) + host)
-            lines.append(
-                f"| `{name}` | {beside} | {row['steps_per_second']['median']:.3g} | {speed} "
-                f"| {row['peak_bytes'] / 2**20:.1f} | {memory} | {row['examples']} | {note} |"
-            )
+            lines.append(f"| `{name}` | {beside} | {' | '.join(figures)} | {note} |")
     lines += [f"| `{name}` | | | | | | | {why} |" for name, why in found["without"].items()]
     parts = ("methods", "losses", "networks", "data", "training")
     lines += [

@@ -15,6 +15,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from teacher_cache_toys import (
+    PLAIN,
+    ROUNDING,
+    SIZE,
+    TOKENS,
+    WEIGHTS,
+    batches,
+    files,
+    inputs,
+    sentences,
+    teacher,
+    written,
+)
 
 from kdjax import data, losses
 from kdjax.data.source import Split
@@ -24,51 +37,9 @@ from kdjax.data.teacher_cache import (
     TeacherCacheError,
     Writer,
     fingerprint,
-    most_likely,
-    processing_of,
     write_cache,
-    write_stream,
 )
-from kdjax.data.teacher_cache_fidelity import fidelity
 from kdjax.data.teacher_cache_format import example_keys
-
-SIZE = 12
-WEIGHTS = np.random.default_rng(0).normal(size=(7, SIZE)).astype(np.float32)
-PLAIN = Contents("dense", SIZE, fingerprint(WEIGHTS), ("x",))
-TOKENS = Contents("dense", SIZE, "table", ("tokens", "segments"))
-ROUNDING = {"float32": 0.0, "float16": 2e-3, "bfloat16": 2e-2}
-
-
-def teacher(batch):
-    return batch["x"] @ WEIGHTS
-
-
-def inputs(n=20, seed=1):
-    return {"x": np.random.default_rng(seed).normal(size=(n, 7)).astype(np.float32)}
-
-
-def sentences():
-    """Rows of 5 positions that end after 5, 3, 1 and 4 of them, and their logits."""
-    rng = np.random.default_rng(2)
-    lengths = np.array([5, 3, 1, 4])
-    segments = (np.arange(5) < lengths[:, None]).astype(np.int32)
-    tokens = rng.integers(0, SIZE, (4, 5)).astype(np.int32) * segments
-    logits = 3 * rng.normal(size=(4, 5, SIZE)).astype(np.float32)
-    return {"tokens": tokens, "segments": segments}, logits
-
-
-def batches(examples, size):
-    n = len(next(iter(examples.values())))
-    return [{k: x[i : i + size] for k, x in examples.items()} for i in range(0, n, size)]
-
-
-def written(path, examples, contents=PLAIN, function=teacher, size=4, **options):
-    write_cache(path, batches(examples, size), function, contents, **options)
-    return TeacherCache(path, contents)
-
-
-def files(path):
-    return {p.name: p.read_bytes() for p in sorted(path.iterdir())}
 
 
 @pytest.fixture(scope="module")
@@ -472,77 +443,6 @@ def test_an_example_without_an_entry_is_named(tmp_path):
         cache.lookup({"y": np.zeros(3)})
 
 
-def toy():
-    rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (22, 4, 4, 1), np.uint8)
-    return Split.of({"image": images, "label": (np.arange(22) % 5).astype(np.int32)}, "toy")
-
-
-@jax.jit
-def looks(batch):
-    return batch["image"].reshape(len(batch["image"]), -1)[:, :SIZE] * 2
-
-
-def taught(stream, n, start=0):
-    assemble = jax.jit(stream.assemble)
-    items = itertools.islice(stream.items(start), n)
-    return [assemble(stream.table, item) for item in items]
-
-
-AUGMENT = ("flip", ("pad_crop", {"padding": 1}))
-
-
-@pytest.mark.parametrize("mixup", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_cached_views_are_those_of_the_live_teacher_for_two_epochs(tmp_path, mixup):
-    split = toy()
-    options = dict(seed=5, augment=AUGMENT + ("mixup",) * mixup, mean=(0.4,), std=(0.2,))
-    stream = data.resident(split, 8, **options)
-    fields = ("image", "id", "epoch") + ("partner_image", "partner_id") * mixup
-    contents = Contents("dense", SIZE, "pixels", fields, processing_of(stream))
-    write_stream(tmp_path, stream, looks, contents, steps=6, split=split)  # 2.2 epochs
-    cache = TeacherCache(tmp_path, contents)
-    assert len(cache) == 48
-    for other in (stream, data.host(split, 8, **options)):
-        reading = cache.stream(other, split)
-        for start in (0, 3):
-            for batch in taught(reading, 6 - start, start):
-                np.testing.assert_array_equal(batch["teacher_logits"], looks(batch))
-    assert reading.assemble is cache.stream(other).assemble  # so that nothing compiles twice
-    with pytest.raises(LookupError, match=r"example \d+, epoch 2 of toy"):
-        taught(reading, 7)
-    with pytest.raises(ValueError, match="augmentation_seed: 5 -> 6"):
-        cache.stream(data.resident(split, 8, **{**options, "seed": 6}), split)
-    with pytest.raises(ValueError, match=r"mean: .* -> null"):
-        cache.stream(data.resident(split, 8, **{**options, "mean": None}), split)
-    with pytest.raises(ValueError, match="which change with the epoch"):
-        cache.fields(split)
-    blind = dataclasses.replace(contents, fields=("image",))
-    with pytest.raises(ValueError, match="fields must hold id, epoch"):
-        write_stream(tmp_path / "blind", stream, looks, blind, steps=1, split=split)
-
-
-def test_fields_of_a_split_are_the_same_in_memory_from_disk_and_through_a_stream(tmp_path):
-    split = toy()
-    stream = data.resident(split, 8, seed=0)
-    contents = Contents("dense", SIZE, "pixels", ("image",), processing_of(stream))
-    write_stream(tmp_path, stream, looks, contents, steps=3, split=split)
-    cache = TeacherCache(tmp_path, contents)
-    in_memory = Split.of({**split.arrays(), **cache.fields(split)}, "toy")
-    ways = [
-        data.resident(in_memory, 8, seed=1),
-        data.host(cache.split(split), 8, seed=1),
-        cache.stream(data.resident(split, 8, seed=1), split),
-        cache.stream(data.host(split, 8, seed=1)),
-    ]
-    first, *others = (taught(way, 4) for way in ways)
-    for found in first:
-        np.testing.assert_array_equal(found["teacher_logits"], looks(found))
-    for other in others:
-        jax.tree.map(np.testing.assert_array_equal, other, first)
-    with pytest.raises(ValueError, match="give its split"):
-        cache.stream(ways[0])
-
-
 def test_a_stateful_stream_is_taught_by_content_and_resumes(tmp_path):
     def stream():
         rows = grain.MapDataset.source(inputs(12)["x"]).shuffle(seed=0).repeat()
@@ -572,37 +472,3 @@ def test_a_cache_can_be_added_to(tmp_path):
     grown = written(tmp_path, more)
     assert (len(cache), len(grown)) == (10, 16)
     np.testing.assert_allclose(grown.lookup(more)["teacher_logits"], teacher(more), rtol=1e-6)
-
-
-def test_fidelity_is_the_divergence_of_what_is_kept(tmp_path):
-    examples, logits = sentences()
-    real = examples["segments"] > 0
-    head = np.eye(SIZE, dtype=np.float32)
-    reports = {}
-    for name, options in {
-        "exact": {},
-        "half": {"dtype": "bfloat16"},
-        "top_k": {"kind": "top_k", "k": 3},
-        "sampled": {"kind": "sampled", "num_samples": 500},
-        "hidden": {"kind": "hidden"},
-    }.items():
-        contents = dataclasses.replace(TOKENS, **options)
-        cache = written(tmp_path / name, examples, contents, lambda batch: logits)
-        reports[name] = fidelity(
-            cache, [examples], lambda batch: logits, head=head if name == "hidden" else None
-        )
-    listed = most_likely(jnp.asarray(logits), k=3)
-    mass = np.exp(listed["log_probs"]).sum(-1)[real]
-    found = reports["top_k"]
-    assert found.positions == real.sum() == 13
-    assert found.kl_mean == pytest.approx(-np.log(mass).mean(), rel=1e-5)
-    assert found.kl_quantiles["max"] == pytest.approx(-np.log(mass.min()), rel=1e-5)
-    assert (found.mass_mean, found.mass_min) == pytest.approx((mass.mean(), mass.min()), rel=1e-5)
-    assert found.payload_bytes == pytest.approx((4 * 8 + 13 * (3 * 2 + 3 * 4 + 4)) / 13)
-    assert abs(reports["exact"].kl_mean) < 1e-6
-    assert abs(reports["hidden"].kl_mean) < 1e-6
-    assert 1e-7 < reports["half"].kl_mean < 1e-3
-    assert 1e-3 < reports["sampled"].kl_mean < 0.05
-    assert "KL(cached || dense)" in found.text()
-    assert "\n" not in found.text()
-    assert found.seconds_saved == found.teacher_seconds - found.cache_seconds

@@ -93,11 +93,11 @@ def test_every_config_file_builds_its_task_and_methods(name, monkeypatch, tmp_pa
         usual = configuration.plain(config.student.training)
         configuration.training("config.arms", {**usual, **changes})
         module, chosen = tasks.method(config, fields, "config.method")
-        chosen_ones[where] = module, chosen, task
+        chosen_ones[where] = module, chosen
         assert module.__name__ == f"kdjax.methods.{fields['name']}"
         for field, value in fields.items():
             assert field == "name" or getattr(chosen, field) == configuration.plain(value)
-    tasks.check_roles(chosen_ones)
+    tasks.check_roles(task, chosen_ones)
     assert configuration.settings(config).checkpoint_every == config.checkpoint_every
     json.dumps(configuration.plain(config))  # `claim` writes it down
 
@@ -373,9 +373,9 @@ def test_a_method_refuses_networks_that_do_not_suit_it_before_a_teacher_is_train
     module, chosen = tasks.method(config, {"name": "trg"}, "config.method")
     task = tasks.task(config)  # of MLPs, which have no maps
     with pytest.raises(ConfigError, match=r"config\.method: .*student"):
-        tasks.check({"config.method": (module, chosen, task)})
+        tasks.check(module, chosen, task, "config.method")
     module, chosen = tasks.method(config, {"name": "kd"}, "config.method")
-    tasks.check({"config.method": (module, chosen, task)})
+    tasks.check(module, chosen, task, "config.method")
 
 
 def test_seeds_share_their_data_or_have_data_of_their_own(config):

@@ -159,7 +159,7 @@ def test_a_method_whose_answers_a_model_writes_is_refused_on_rows_that_have_no_p
     for name in ("gkd", "distillm", "minillm"):
         module, chosen = tasks.method(config, {"name": name}, "config.method")
         with pytest.raises(configuration.ConfigError, match=r"config\.method: rows must hold one"):
-            tasks.check(module, chosen, task, "config.method")
+            tasks.check({"config.method": (module, chosen, task)})
 
 
 def test_a_method_of_another_kind_of_task_is_refused(config):

@@ -12,6 +12,7 @@ from kdjax import data, networks
 from kdjax.training import save_variables
 from kdjax.training.optimizers import Training
 
+WHERE = "config.method"
 KD = ml_collections.ConfigDict(dict(name="kd", temperature=1.0))
 
 
@@ -34,9 +35,11 @@ def several():
     return config
 
 
-def chosen(config, digits):
-    task = tasks.task(config, digits)
-    return {"config.method": (*tasks.method(config, config.method, "config.method"), task)}
+def check(config, digits):
+    """What a command does before it begins."""
+    task, (module, chosen) = tasks.task(config, digits), tasks.method(config, config.method, WHERE)
+    tasks.check_roles(task, {WHERE: (module, chosen)})
+    tasks.check(module, chosen, task, WHERE)
 
 
 def test_a_further_role_is_a_network_of_the_task_with_its_own_input(several, digits):
@@ -53,7 +56,7 @@ def test_a_further_role_is_a_network_of_the_task_with_its_own_input(several, dig
     layout = configuration.settings(several).layout
     configuration.check_layout(layout, task)
     assert layout.rules["cross_modal_teacher"] == "fsdp"
-    tasks.check(chosen(several, digits))
+    check(several, digits)
 
 
 def test_a_further_role_may_have_a_training_and_weights_of_its_own(several, digits, tmp_path):
@@ -128,4 +131,4 @@ def test_roles_that_do_not_fit_are_refused(case, several, digits):
     several.unlock()
     change(several)
     with pytest.raises(ValueError, match=message):
-        tasks.check(chosen(several, digits))
+        check(several, digits)

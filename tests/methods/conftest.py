@@ -1,6 +1,6 @@
 """One tiny task for all methods: shared networks, so that compiled programs are shared.
 
-Makes `language_toys`, `retrieval_toys` and `step_toys` importable by the tests.
+Makes `language_toys`, `opsd_toys`, `retrieval_toys` and `step_toys` importable by the tests.
 """
 
 import sys

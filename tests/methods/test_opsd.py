@@ -7,130 +7,37 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import language_toys as toys
 import numpy as np
 import pytest
+from opsd_toys import (
+    ADAPTED,
+    FEATURES,
+    MODEL,
+    PLACES,
+    PLAIN,
+    REQUEST,
+    TRANSITION,
+    alike,
+    gradient_of,
+    other_teacher,
+    prepared,
+    privileged,
+    reasoning,
+    stage_of,
+    task,
+)
 
 from kdjax import losses
-from kdjax.data import Split
 from kdjax.losses import self_distillation
 from kdjax.methods import gkd, opsd, rollouts
 from kdjax.methods.language_task import decoder
 from kdjax.networks.generation import generate
-from kdjax.training import Settings, divide, run
-from kdjax.training.gradients import gradient
+from kdjax.training import Settings, run
 from kdjax.training.stage import Context
-from kdjax.training.state import pick
-
-MODEL = dataclasses.replace(toys.STUDENT, max_length=32)
-TEACHER_LENGTH, TRANSITION, REQUEST = 8, (1, 2), (3, 4, 5)
-PLAIN = opsd.Config(
-    temperature=1.0,
-    sampling_temperature=1.0,
-    sampling_top_k=None,
-    sampling_top_p=None,
-    lora_rank=0,
-)
-ADAPTED = dataclasses.replace(PLAIN, lora_rank=2, lora_alpha=6.0)
-PLACES = dataclasses.replace(PLAIN, reduction="sequence_mean", top_k=3, beta=0.2, temperature=1.3)
-FEATURES = "teacher_hidden"
-
-
-def privileged(arrays):
-    """The arrays with the prompts of a teacher: the beginning of the answer, then the problem."""
-    count = len(arrays["tokens"])
-    tokens = np.zeros((count, TEACHER_LENGTH), np.int32)
-    where = np.zeros(tokens.shape, bool)
-    for row in range(count):
-        answer = arrays["tokens"][row][arrays["completion"][row]][:3]
-        start = arrays["segments"][row].argmax()
-        prompt = [*answer, *arrays["tokens"][row, start : toys.PROMPT]]
-        tokens[row, -len(prompt) :], where[row, -len(prompt) :] = prompt, True
-    cut = np.arange(count) % 2 == 0
-    return {
-        **arrays,
-        "teacher_prompt": tokens,
-        "teacher_prompt_where": where,
-        "solution_cut": cut,
-    }
-
-
-def reasoning(arrays):
-    """Those, and what asks the teacher to reason."""
-    constant = {"transition": TRANSITION, "request": REQUEST}
-    count = len(arrays["tokens"])
-    repeated = {n: np.tile(np.array(x, np.int32), (count, 1)) for n, x in constant.items()}
-    return {**privileged(arrays), **repeated}
-
-
-def alike(arrays):
-    """The arrays with a teacher that is shown what the student is."""
-    before = ((0, 0), (TEACHER_LENGTH - toys.PROMPT, 0))
-    tokens, segments = (np.pad(arrays[n][:, : toys.PROMPT], before) for n in ("tokens", "segments"))
-    return {
-        **arrays,
-        "teacher_prompt": tokens,
-        "teacher_prompt_where": segments > 0,
-        "solution_cut": np.zeros(len(arrays["tokens"]), bool),
-    }
-
-
-@functools.cache
-def dataset(make=privileged):
-    data = toys.dataset()
-    splits = {n: Split.of(make(x.arrays()), x.where) for n, x in data.splits.items()}
-    return dataclasses.replace(data, splits=splits)
-
-
-def task(make=privileged, **changes):
-    training = {"student": toys.task().training["student"]}
-    fields = dict(dataset=dataset(make), training=training, decoders={"student": MODEL})
-    return toys.task(**{**fields, **changes})
-
-
-def stage_of(config, make=privileged):
-    return opsd.recipe(task(make), config).send(None)
-
-
-def other_teacher(stage):
-    """The stage with a teacher that is another model."""
-    moved = jax.tree.map(lambda x: 1.3 * x + 0.05 * jnp.sin(x * 50), stage.variables["student"])
-    return dataclasses.replace(stage, variables={**stage.variables, "teacher": moved})
-
-
-@functools.cache
-def preparing(program):
-    return toys.preparing(SimpleNamespace(program=program))
-
-
-def prepared(stage, batch):
-    """The batch that the program of a stage prepares; compiled once a program."""
-    return preparing(stage.program)(stage.variables, {}, batch, jnp.int32(3))[0]
-
-
-@functools.cache
-def differentiating(program, microbatches):
-    (update,) = program.updates
-    update = dataclasses.replace(update, microbatches=microbatches)
-
-    @jax.jit
-    def compute(live, frozen, batch):
-        context = Context({}, jax.random.key(0), jnp.int32(3), {})
-        result = gradient(update, pick(live, update.trains), live, frozen, batch, context)
-        return result.gradient, {n: divide(*term[:2]) for n, term in result.metrics.items()}
-
-    return compute
-
-
-def gradient_of(stage, batch, microbatches=1):
-    """The gradient of a prepared batch, and the mean of every metric; compiled once a program."""
-    live = {"student": stage.variables["student"]}
-    frozen = {role: x for role, x in stage.variables.items() if role != "student"}
-    return differentiating(stage.program, microbatches)(live, frozen, batch)
 
 
 @pytest.fixture(scope="module")
@@ -476,62 +383,6 @@ def test_a_teacher_may_reason_before_it_judges(stage):
         expected = states(teacher, [*before, *answer])[len(before) - 1 : -1]
         found = train[FEATURES][row, : len(answer)]
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"loss": "kl"}, "loss must be one of"),
-        ({"reduction": "sum"}, "reduction must be one of"),
-        ({"teacher": "frozen"}, "teacher must be one of"),
-        ({"beta": 1.1}, r"beta must be in \[0, 1\], got 1.1"),
-        ({"ema_decay": -0.1}, r"ema_decay must be in \[0, 1\]"),
-        ({"temperature": 0.0}, "temperature must be positive, got 0.0"),
-        ({"sampling_temperature": -1.0}, "sampling_temperature must not be negative"),
-        ({"sampling_top_p": 0.0}, r"sampling_top_p must be in \(0, 1\]"),
-        ({"top_k": 1}, "top_k must be at least 2, or None, got 1"),
-        ({"sampling_top_k": 0}, "sampling_top_k must be at least 1"),
-        ({"max_new_tokens": 0}, "max_new_tokens must be at least 1"),
-        ({"lora_rank": -1}, "lora_rank must not be negative, got -1"),
-        ({"lora_alpha": 0.0}, "alpha must be positive"),
-        ({"lora_dropout": 1.0}, "dropout must be in"),
-        ({"max_rationale_tokens": -1}, "max_rationale_tokens must not be negative"),
-        ({"top_k": 4, "loss": "sampled_token"}, "top_k=4 is of the divergence"),
-    ],
-)
-def test_bad_configs_are_refused(fields, message):
-    with pytest.raises(ValueError, match=message):
-        opsd.Config(**fields)
-
-
-def test_bad_tasks_are_refused():
-    cases = [
-        (task(lambda arrays: dict(arrays)), PLAIN, "has no 'teacher_prompt'"),
-        (task(), dataclasses.replace(PLAIN, max_new_tokens=7), "more than the 6 tokens"),
-        (
-            task(alike),
-            dataclasses.replace(PLAIN, max_rationale_tokens=2),
-            "max_rationale_tokens=2 needs 'request'",
-        ),
-        (
-            task(decoders={"student": dataclasses.replace(MODEL, max_length=13)}),
-            PLAIN,
-            "context of 14 tokens is longer than the model's max_length of 13",
-        ),
-        (task(cache_teacher=True), PLAIN, "cache_teacher"),
-        (
-            task(lambda arrays: _right_padded(privileged(arrays))),
-            PLAIN,
-            "does not end at the last of its 8 places",
-        ),
-    ]
-    for bad, config, message in cases:
-        with pytest.raises(ValueError, match=message):
-            opsd.check(bad, config)
-
-
-def _right_padded(arrays):
-    return {**arrays, "teacher_prompt_where": arrays["teacher_prompt_where"][:, ::-1]}
 
 
 @pytest.mark.slow

@@ -1,0 +1,6 @@
+"""Makes `teacher_cache_toys` importable by the tests."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
