@@ -8,12 +8,12 @@
 `resnets` (minutes of one core) scores the CIFAR ResNets of the paper's space S1 against ResNet-110
 on noise, as the authors' code computes it, and correlates the scores with the accuracies that they
 publish; the file has a row a network: `blocks1,blocks2,blocks3,acc_plain,acc_distilled`.
-`nasbench201` (half an hour) does so for samples of the networks of NAS-Bench-201, against ResNet-56
-on CIFAR-10; the file has a row a cell: `cell`, as the benchmark writes it, and accuracies in per
-cent, `cifar10_val,cifar10_test,cifar100_test,imagenet16_120_test`. `digits` (minutes) trains a
-teacher and twelve students by KD, three seeds together, correlates every score with their
-accuracies on the test split, and searches the twelve with five evaluations. Numbers of parameters
-and of operations stand beside every score.
+`nasbench201` (ten minutes of one core) does so for samples of the networks of NAS-Bench-201,
+against ResNet-56 on CIFAR-10; the file has a row a cell: `cell`, as the benchmark writes it, and
+accuracies in per cent, `cifar10_val,cifar10_test,cifar100_test,imagenet16_120_test`. `digits`
+(minutes) trains a teacher and twelve students by KD, three seeds together, correlates every score
+with their accuracies on the test split, and searches the twelve with five evaluations. Numbers of
+parameters and of operations stand beside every score.
 """
 
 from __future__ import annotations
@@ -327,13 +327,15 @@ def main() -> None:
     for part in (ranked, sampled):
         part.add_argument("--ground_truth", type=pathlib.Path, required=True, help="CSV, CSV.gz")
         part.add_argument("--no-proxies", dest="proxies", action="store_false")
+    sampled.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     sampled.add_argument("--images", required=True, help="32x32, ten classes: folder:cifar10.zip")
     taught.add_argument("--workdir", type=pathlib.Path, required=True, help="where the run lies")
     given = parser.parse_args()
     if given.part == "resnets":
         print(resnets(given.results, given.ground_truth, given.proxies))
     elif given.part == "nasbench201":
-        print(nasbench201(given.results, given.ground_truth, given.images, given.proxies))
+        options = (given.ground_truth, given.images, given.proxies, given.seeds)
+        print(nasbench201(given.results, *options))
     else:
         print(digits(given.results, given.workdir))
 

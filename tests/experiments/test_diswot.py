@@ -9,6 +9,9 @@ import numpy as np
 import pytest
 
 from experiments import architecture_rankings, diswot, diswot_nasbench201
+from experiments.architecture_rankings import agreement
+from experiments.diswot_nasbench201 import PROXIES, STARTS
+from kdjax import evaluation
 from kdjax.data.source import Split
 from kdjax.methods.architecture_scores import cost
 from kdjax.networks.nasbench201 import OPERATIONS, edges_of
@@ -138,3 +141,21 @@ def test_a_seed_scores_nas_bench_201_on_images_in_the_units_of_cifar_10():
     found = (x * jnp.array([0.247, 0.2435, 0.2616]) + jnp.array([0.4914, 0.4822, 0.4465])) * 255
     assert len(np.unique(np.round(found))) == 64
     np.testing.assert_array_equal(np.round(found)[:, 3, 4, 1] % 10, labels)
+
+
+def test_the_table_of_nas_bench_201_is_of_the_records_that_there_are(tmp_path):
+    names = [f"{name}, {start}" for name in ("relation", "semantic", "sum") for start in STARTS]
+    scores = dict.fromkeys((*names, "parameters"), np.arange(4.0))
+    for seed, more in ((1, {}), (0, dict.fromkeys(PROXIES, np.arange(4.0)[::-1]))):
+        found = {n: agreement(np.arange(4.0), x) for n, x in {**scores, **more}.items()}
+        metrics = dict.fromkeys(("last", "selected"), architecture_rankings.named(found))
+        record = evaluation.Record("scores", "x", seed, {}, metrics, {}, "", {}, 1.0)
+        evaluation.write_record(tmp_path / f"scores-seed{seed}.json", record)
+    said = diswot_nasbench201.report(tmp_path)
+    assert (tmp_path / "table.md").read_text() == said
+    assert "seeds 0, 1 (zero-cost proxies: 0)" in said
+    assert "| relation, default | 1.000 | 1.000, 1.000 | 1.000 |" in said
+    assert "| nwot | -1.000 | -1.000 | -1.000 |" in said
+    assert "- relation, gaussian init: tau > 0.35 in every seed: holds" in said
+    assert "default init: above the number of parameters in every seed: FAILS" in said
+    assert "above every zero-cost proxy (the best is snip): holds" in said
