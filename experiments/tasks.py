@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -55,6 +56,25 @@ def task(config: ml_collections.ConfigDict, found: Any = None) -> Task:
     return _reader(config).task(config, found)
 
 
+def members(
+    config: ml_collections.ConfigDict, seeds: Sequence[int], reseed_data: bool = False
+) -> list[Task]:
+    """The task of each seed; with `reseed_data` that is the seed of its data too."""
+    if not reseed_data:
+        first = task(config)
+        return [dataclasses.replace(first, seed=seed) for seed in seeds]
+    if "seed" not in config.data:
+        raise configuration.ConfigError(
+            "config.reseed_data: these data have no seed; it would be config.data.seed"
+        )
+    found = []
+    for seed in seeds:
+        mine = config.copy_and_resolve_references()
+        mine.seed = mine.data.seed = seed
+        found.append(task(mine))
+    return found
+
+
 def check(module: ModuleType, chosen: Any, task: Task, where: str) -> None:
     """Refuses, before a teacher is trained, a method that this task's networks do not suit.
 
@@ -64,6 +84,29 @@ def check(module: ModuleType, chosen: Any, task: Task, where: str) -> None:
         getattr(module, "check", lambda task, config: None)(task, chosen)
     except ValueError as error:
         raise configuration.ConfigError(f"{where}: {error}") from error
+
+
+def check_roles(task: Task, chosen: Mapping[str, tuple[ModuleType, Any]]) -> None:
+    """Refuses methods whose networks are not there, and networks that no method needs.
+
+    Args:
+      task: with the networks of the config.
+      chosen: where a method stands in the config -> its module, its config.
+    """
+    needed = {"teacher", "student"}
+    for where, (module, config) in chosen.items():
+        name = module.__name__.rpartition(".")[2]
+        for role in methods.needs(module, config):
+            needed.add(role)
+            if role not in task.networks:
+                raise configuration.ConfigError(
+                    f"{where}: {name} needs a network of the role {role!r}: give config.{role}, as "
+                    "of configuration.role_fields"
+                )
+    for role in task.networks:
+        if role not in needed:
+            hint = methods.nearest(role, needed)
+            raise configuration.ConfigError(f"config.{role}: no method needs this role{hint}")
 
 
 def method(config: ml_collections.ConfigDict, fields: Mapping[str, Any], where: str):

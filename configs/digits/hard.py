@@ -23,8 +23,8 @@ def get_config():
         steps=300, batch_size=32, learning_rate=3e-3, augment=(("pad_crop", {"padding": 3}),)
     )
     config.student.network = dict(name="mlp", widths=(64,))
-    config.student.training.update(steps=500, batch_size=32, learning_rate=3e-3)
+    config.student.training.update(steps=2000, batch_size=64, learning_rate=3e-3)
     config.checkpoint_every = 0
-    config.validate_every = 250
+    config.validate_every = 500
     config.method = dict(name="hard", **dataclasses.asdict(hard.Config(augmentor_budget=2.0)))
     return config

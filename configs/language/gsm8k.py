@@ -8,13 +8,20 @@ Any JSON lines of prompts and answers will do: `{"question": "...", "answer": ".
 `--config.data.options.text`. Without a field `split`, validation and test are carved out. Every
 answer begins at one place, `prompt_length`, its prompt padded on the left; a pair that is too long
 for its row is dropped. From nothing, two small decoders learn how such answers look, not to reckon:
-a pretrained teacher is `--config.teacher.network.name=safetensors`, with its path.
+a pretrained teacher is `--config.teacher.network.name=safetensors`, with its folder as
+`--config.teacher.network.path` and `--config.data.tokenizer=teacher`.
+
+Other methods on answers that a model writes: `configs/language/gsm8k.py:distillm` and `:minillm`.
+Speculative KD: `--config.method.accept_top_k=25 --config.method.on_policy=1`.
 """
 
+import dataclasses
+
 from experiments import language_configuration
+from kdjax import methods
 
 
-def get_config():
+def get_config(method="gkd"):
     config = language_configuration.defaults()
     config.data.name = "jsonl:gsm8k.jsonl.gz"
     config.data.options = dict(prompt="question", text="answer")
@@ -22,5 +29,5 @@ def get_config():
     config.teacher.training.update(steps=600, learning_rate=2e-3)
     config.student.training.update(steps=300, learning_rate=2e-3)
     config.student.warm_up = 200
-    config.method = dict(name="gkd", on_policy=0.5)
+    config.method = dict(name=method, **dataclasses.asdict(methods.configure(method)))
     return config

@@ -2,17 +2,24 @@
 
     python -m experiments.run --config=configs/language/python.py --workdir=runs/python
 
-Needs nothing but Python; minutes on two cores. Any language method runs on it:
---config.method.name=taid
+Needs nothing but Python; minutes on two cores. Another method that learns from text, with all its
+fields as flags:
+
+    python -m experiments.run --config=configs/language/python.py:sequence_kd \
+        --config.method.divergence=reverse_kl --workdir=runs/python-reverse_kl
 """
 
+import dataclasses
+
 from experiments import language_configuration
+from kdjax import methods
 
 
-def get_config():
+def get_config(method="taid"):
     config = language_configuration.defaults()
     config.data.rows = (4000, 100, 200)
     config.teacher.training.update(steps=600, learning_rate=2e-3)
     config.student.training.update(steps=400, learning_rate=3e-3)
-    config.method = dict(name="taid", alpha=5 / 400)
+    changed = {"taid": dict(alpha=5 / 400)}.get(method, {})
+    config.method = dict(name=method, **dataclasses.asdict(methods.configure(method, **changed)))
     return config

@@ -1,4 +1,4 @@
-"""SinKD against the divergences it is to improve on, on SST-2, three seeds of the student.
+"""SinKD against the divergences it is to improve on, on SST-2, ten seeds of the student.
 
     DATA=--config.data.name=jsonl:sst2.jsonl.gz
     python -m experiments.run --config=configs/text_classification/sst2.py $DATA \
@@ -23,7 +23,7 @@ def get_config():
     usual = dict(config.method)
     del config.method
     config.data.rows = (2000, 0, 0)
-    config.seeds = 3
+    config.seeds = 10
     config.vmap = True
     config.apart = ()
     config.baseline = "supervised"

@@ -1,4 +1,4 @@
-"""Forward and backward of kernels against PyTorch's, and how they grow.
+"""Forward and backward of kernels against PyTorch's.
 
     pip install torch torchdistill
     python -m experiments.benchmark.kernels --out=results/benchmark/kernels.json
@@ -6,12 +6,8 @@
 Each kernel and its counterpart (a module of torchdistill, or the plain PyTorch expression) get the
 same tensors, channels where each library has them; value and gradient are compared before they are
 timed. Both may use all cores of the process; they are run in turn, round by round, and what is
-reported is the median of the ratios torch / kdjax (above 1: kdjax is faster).
-
-The second half needs no PyTorch: time and compiled temporary memory of a kernel at growing sizes,
-and the exponents fitted to them, beside what the mathematics says. The sizes keep arrays and
-temporary memory below 32 MiB, a usual level 3 cache and the size from which malloc asks the system
-for new pages in every call: across it the time grows by the price of a page, not by the kernel.
+reported is the median of the ratios torch / kdjax (above 1: kdjax is faster). How kernels grow with
+their arguments: `growth`.
 """
 
 from __future__ import annotations
@@ -28,14 +24,13 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from experiments import configuration
 from experiments.benchmark import measurement
+from experiments.command import launch
 from kdjax import losses
 
-ROUNDS = flags.DEFINE_integer("rounds", 15, "How many times both sides are run in turn.")
+ROUNDS = flags.DEFINE_integer("rounds", 15, "How many times everything is run in turn.")
 OUT = flags.DEFINE_string("out", "", "A JSON file for the result.")
 ONLY = flags.DEFINE_string("only", "", "Only kernels whose name holds this.")
-PARTS = flags.DEFINE_list("parts", ["torch", "growth"], "Which halves to run.")
 
 LEAST_SECONDS = 0.05  # a timing repeats its function until it takes so long
 
@@ -377,122 +372,22 @@ def against_torch(name: str, case: Case) -> dict[str, float]:
     }
 
 
-class Growth(NamedTuple):
-    """How a kernel should grow along one size: exponents of time and of temporary memory."""
-
-    kernel: Callable[..., jax.Array]
-    arrays: Callable[[int], dict[str, np.ndarray]]
-    sizes: tuple[int, ...]
-    exponent: float
-    memory: float
-
-
-def growths() -> dict[str, Growth]:
-    return {
-        "kd / classes": Growth(
-            on_pair(losses.kd), lambda n: logits(256, n), (512, 1024, 2048, 4096), 1, 1
-        ),
-        "kd / batch": Growth(
-            on_pair(losses.kd), lambda n: logits(n, 1024), (128, 256, 512, 1024), 1, 1
-        ),
-        "dist / classes": Growth(
-            on_pair(losses.dist), lambda n: logits(256, n), (256, 512, 1024, 2048), 1, 1
-        ),
-        "similarity_preserving / batch": Growth(
-            on_pair(losses.similarity_preserving),
-            lambda n: vectors(n, 256),
-            (128, 256, 512, 1024),
-            2,
-            2,
-        ),
-        "similarity_preserving / features": Growth(
-            on_pair(losses.similarity_preserving),
-            lambda n: vectors(64, n),
-            (4096, 8192, 16384, 32768),
-            1,
-            1,
-        ),
-        "pkt / batch": Growth(
-            on_pair(losses.pkt), lambda n: vectors(n, 256), (128, 256, 512, 1024), 2, 2
-        ),
-        "rkd_distance / batch": Growth(
-            on_pair(losses.rkd_distance), lambda n: vectors(n, 256), (128, 256, 512, 1024), 2, 2
-        ),
-        "rkd_angle / batch": Growth(
-            on_pair(losses.rkd_angle), lambda n: vectors(n, 16), (16, 32, 64, 96), 3, 3
-        ),
-        "attention_transfer / channels": Growth(
-            on_pair(losses.attention_transfer),
-            lambda n: maps(channels=n, size=8),
-            (32, 64, 128, 256),
-            1,
-            1,
-        ),
-        "info_nce / batch": Growth(
-            lambda x: losses.clip_info_nce(x["student"], x["teacher"], scale=10.0).mean(),
-            lambda n: vectors(n, 128),
-            (128, 256, 512, 1024),
-            2,
-            2,
-        ),
-    }
-
-
-def slope(sizes: Sequence[int], values: Sequence[float]) -> float:
-    """The exponent of a power law through the larger half, where constants no longer count."""
-    half = len(sizes) // 2
-    return float(np.polyfit(np.log(sizes[half - 1 :]), np.log(values[half - 1 :]), 1)[0])
-
-
-def growth(entry: Growth) -> dict[str, Any]:
-    """Times and temporary bytes at each size, and the exponents fitted to them."""
-    functions, memory = [], []
-    for size in entry.sizes:
-        arrays = {k: jnp.asarray(v) for k, v in entry.arrays(size).items()}
-        rest = {"teacher": arrays["teacher"]}
-        function = jax.jit(jax.value_and_grad(lambda s, rest: entry.kernel({"student": s, **rest})))
-        compiled = function.lower(arrays["student"], rest).compile()
-        memory.append(compiled.memory_analysis().temp_size_in_bytes)
-
-        def run(compiled=compiled, arrays=arrays, rest=rest):
-            return jax.block_until_ready(compiled(arrays["student"], rest))
-
-        functions.append((run, repeats_of(run)))
-    rounds = [[seconds(run, n) for run, n in functions] for _ in range(5)]
-    times = np.median(rounds, axis=0)
-    return {
-        "sizes": entry.sizes,
-        "ms": [1000 * float(t) for t in times],
-        "temporary_bytes": memory,
-        "time_exponent": slope(entry.sizes, times),
-        "memory_exponent": slope(entry.sizes, memory),
-        "expected": {"time": entry.exponent, "memory": entry.memory},
-    }
-
-
 def main(argv: Sequence[str]) -> None:
-    result = measurement.begin(OUT.value)
-    if "torch" in PARTS.value:
-        import torch
-        import torchdistill
+    import torch
+    import torchdistill
 
-        result["torch"] = {"torch": torch.__version__, "torchdistill": torchdistill.__version__}
-        rows = {n: case for n, case in cases().items() if ONLY.value in n}
-        result["against_torch"] = {}
-        for name, case in rows.items():
-            row = result["against_torch"][name] = against_torch(name, case)
-            print(name, json.dumps(row), flush=True)
-        ratios = [row["ratio"] for row in result["against_torch"].values()]
-        result["geometric_mean"] = float(np.exp(np.mean(np.log(ratios))))
-        print(f"geometric mean {result['geometric_mean']:.2f}, least {min(ratios):.2f}")
-    if "growth" in PARTS.value:
-        result["growth"] = {}
-        for name, entry in growths().items():
-            if ONLY.value in name:
-                row = result["growth"][name] = growth(entry)
-                print(name, json.dumps(row), flush=True)
+    result = measurement.begin(OUT.value)
+    result["torch"] = {"torch": torch.__version__, "torchdistill": torchdistill.__version__}
+    rows = {name: case for name, case in cases().items() if ONLY.value in name}
+    result["against_torch"] = {}
+    for name, case in rows.items():
+        row = result["against_torch"][name] = against_torch(name, case)
+        print(name, json.dumps(row), flush=True)
+    ratios = [row["ratio"] for row in result["against_torch"].values()]
+    result["geometric_mean"] = float(np.exp(np.mean(np.log(ratios))))
+    print(f"geometric mean {result['geometric_mean']:.2f}, least {min(ratios):.2f}")
     measurement.end(result, OUT.value)
 
 
 if __name__ == "__main__":
-    configuration.launch(main)
+    launch(main)

@@ -23,8 +23,8 @@ import numpy as np
 import optax
 from absl import flags
 
-from experiments import configuration
 from experiments.benchmark import measurement
+from experiments.command import launch
 from kdjax import losses, networks
 from kdjax.data import Dataset
 from kdjax.methods import dual_head_kd, kd, plackett_luce
@@ -164,4 +164,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    configuration.launch(main)
+    launch(main)

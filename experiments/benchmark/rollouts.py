@@ -23,8 +23,8 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from experiments import configuration
 from experiments.benchmark import measurement
+from experiments.command import launch
 from kdjax import networks
 from kdjax.networks.generation import generate
 
@@ -137,4 +137,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    configuration.launch(main)
+    launch(main)

@@ -42,6 +42,7 @@ from jax.sharding import PartitionSpec as P
 from configs.mnist import plackett_luce as default
 from experiments import configuration
 from experiments.benchmark import measurement, overhead
+from experiments.command import launch
 from kdjax import networks
 from kdjax.data import Dataset
 from kdjax.methods import kd
@@ -344,4 +345,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    configuration.launch(main)
+    launch(main)

@@ -30,8 +30,8 @@ import numpy as np
 import optax
 from absl import flags
 
-from experiments import configuration
 from experiments.benchmark import measurement
+from experiments.command import launch
 from kdjax import data, losses, networks
 from kdjax.data.source import Split
 from kdjax.data.teacher_cache import (
@@ -270,4 +270,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    configuration.launch(main)
+    launch(main)

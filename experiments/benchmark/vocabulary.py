@@ -34,8 +34,8 @@ import numpy as np
 from absl import flags
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from experiments import configuration
 from experiments.benchmark import measurement
+from experiments.command import launch
 from kdjax.losses import divergences, vocabulary
 
 ROUNDS = flags.DEFINE_integer("rounds", 7, "How many times both sides are timed in turn.")
@@ -268,4 +268,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    configuration.launch(main)
+    launch(main)

@@ -21,7 +21,8 @@ def load(name: str, **options: Any) -> Dataset:
     | `folder:PATH` | an image folder, or a zip of one, decoded once | |
     | `npz:PATH` | arrays | `fields` |
     | `jsonl:PATH`, `csv:PATH` | a table, also gzipped | `input`, `label`, `split` |
-    | `spoken_digits:PATH` | written digits beside spoken ones of a `.npz` | `seed`, `missing` |
+    | `spoken_digits:PATH` | written digits beside spoken ones of a file | `seed`, `missing` |
+    | `halves:NAME` | images of another set, whole and in halves | `noise`, `sizes`, `seed` |
 
     Raises:
       ValueError: unknown name (the nearest valid one is named), or data that cannot be used.
@@ -29,7 +30,7 @@ def load(name: str, **options: Any) -> Dataset:
     """
     kind, _, place = name.partition(":")
     if place:
-        from kdjax.data import files, spoken_digits, tables
+        from kdjax.data import files, halves, spoken_digits, tables
 
         readers: dict[str, Callable[..., Dataset]] = {
             "tfds": from_tfds,
@@ -38,6 +39,7 @@ def load(name: str, **options: Any) -> Dataset:
             "jsonl": tables.table,
             "csv": tables.table,
             "spoken_digits": spoken_digits.spoken_digits,
+            "halves": halves.halves,
         }
         if kind not in readers:
             hint = _nearest(kind, readers)

@@ -316,7 +316,7 @@ def select(
       strategy: one of `STRATEGIES`.
       k: how many, in [1, N].
       probs, features: `[N, C]` and `[N, D]`, the model's answers on the pool.
-      labeled_probs, labeled_features: `[L, C]` and `[L, D]`, those on what is labelled.
+      labeled_probs, labeled_features: `[L, C]` and `[L, D]`, those on what is labelled, L >= 0.
       labels: `[L]`.
       rng: for those that draw.
 
@@ -343,7 +343,7 @@ def select(
     if strategy == "random":
         return rng.choice(len(probs), k, replace=False)
     if strategy == "pcoreset":
-        return k_center_greedy(probs, _distributions(labeled_probs, "labeled_probs"), k)
+        return k_center_greedy(probs, _distributions(labeled_probs, "labeled_probs", least=0), k)
     if strategy == "coreset":
         return k_center_greedy(features, labeled_features, k, metric="cosine")
     if strategy == "entropy":
@@ -396,10 +396,10 @@ def _repeated(rows: np.ndarray) -> np.ndarray:
     return found[counts > 1]
 
 
-def _distributions(probs: np.ndarray, name: str) -> np.ndarray:
-    """The rows as float64, refused where they are no distributions."""
+def _distributions(probs: np.ndarray, name: str, least: int = 1) -> np.ndarray:
+    """At least so many rows as float64, refused where they are no distributions."""
     probs = np.asarray(probs, np.float64)
-    if probs.ndim != 2 or not probs.size:
+    if probs.ndim != 2 or len(probs) < least or not probs.shape[1]:
         raise ValueError(f"{name} must be [examples, classes], got shape {probs.shape}")
     check_finite(probs, name)
     wrong = np.flatnonzero((probs < 0).any(1) | (abs(probs.sum(1) - 1) > 1e-4))

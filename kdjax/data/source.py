@@ -340,7 +340,7 @@ def shared_rows(split: Split, other: Split, fields: Sequence[str]) -> np.ndarray
 def check_finite(inputs: np.ndarray, where: str, rows: np.ndarray | None = None) -> None:
     """Refuses NaN and infinity, and says in which example; `rows` are the examples' numbers."""
     if np.issubdtype(inputs.dtype, np.floating):
-        bad = ~np.isfinite(inputs.reshape(len(inputs), -1)).all(axis=1)
+        bad = ~np.isfinite(inputs).all(axis=tuple(range(1, inputs.ndim)))
         if bad.any():
             example = np.flatnonzero(bad)[0] if rows is None else rows[bad][0]
             raise ValueError(f"{where}, example {example}: not a finite number")

@@ -81,7 +81,7 @@ def _cut(text: str, separator: str) -> Iterator[str]:
 def json_lines(
     path: str,
     *,
-    text: str,
+    text: str = "text",
     prompt: str | Sequence[str] = (),
     label: str | None = None,
     domain: str | None = None,

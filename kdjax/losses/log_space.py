@@ -10,12 +10,22 @@ their derivatives: automatic ones would pass over the classes several times more
 exponentials again and to mask. Masks here are one value a row, which costs nothing, wherever a
 class at -inf comes out right by itself (exp(-inf) = 0). The derivatives are JVPs written in these
 same functions, so forward mode, vmap and higher derivatives work.
+
+Rows without support are kept out by a `maximum`, not by a `where`, and what a softmax computes on
+its way is not read from outside: XLA then compiles the whole of it to one loop on a CPU (jaxlib
+0.10). What that gained was measured there only.
 """
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.custom_derivatives import SymbolicZero
+
+# XLA's own loops take one row at a time, so that on a CPU the classes beyond the last full vector
+# cost as much as several vectors: nothing beside many classes, most of it beside few. Up to this
+# many classes, `softmax_kl` therefore leaves the exponentials to the fused softmax.
+FEW_CLASSES = 128
+VECTOR = 8  # float32 in a vector of 256 bits
 
 
 @jax.custom_jvp
@@ -54,32 +64,70 @@ def softmax_kl(p_logits: Array, q_logits: Array) -> Array:
     `kl` of two `safe_log_softmax` has this value. The probabilities of the value serve the
     gradient, and an argument that is not differentiated (a stopped teacher) costs it nothing.
     """
-    log_p, log_q = safe_log_softmax(p_logits), safe_log_softmax(q_logits)
-    return jnp.sum(_kl_terms(softmax(p_logits), log_p, log_q)[0], axis=-1)
+    p = softmax(p_logits)
+    ratio, of_row = _log_ratio_parts(p_logits, q_logits)
+    value = jnp.sum(jnp.where(p == 0, 0.0, p * ratio), axis=-1)
+    return value + jnp.where(_empty(p_logits), 0.0, of_row)[..., 0]
 
 
 def _softmax_kl_jvp(
     primals: tuple[Array, Array], tangents: tuple[Array | SymbolicZero, Array | SymbolicZero]
 ) -> tuple[Array, Array]:
     (p_logits, q_logits), (p_tangent, q_tangent) = primals, tangents
-    p, q = softmax(p_logits), softmax(q_logits)
-    terms, gap = _kl_terms(p, safe_log_softmax(p_logits), safe_log_softmax(q_logits))
-    value = jnp.sum(terms, axis=-1)
+    p, q, value = softmax(p_logits), softmax(q_logits), softmax_kl(p_logits, q_logits)
     slope = jnp.zeros_like(value)
     if not isinstance(p_tangent, SymbolicZero):
+        gap = _log_ratio(p_logits, q_logits)
         slope += jnp.sum(p * (gap - value[..., None]) * p_tangent, axis=-1)
     if not isinstance(q_tangent, SymbolicZero):
-        no_p = jnp.max(p_logits, axis=-1, keepdims=True) == -jnp.inf
-        slope += jnp.sum((jnp.where(no_p, 0.0, q) - p) * q_tangent, axis=-1)
+        present = jnp.where(_empty(p_logits), 0.0, q)
+        slope += jnp.sum((present - p) * q_tangent, axis=-1)
     return value, slope
 
 
 softmax_kl.defjvp(_softmax_kl_jvp, symbolic_zeros=True)
 
 
+@jax.custom_jvp
+def _log_ratio(p_logits: Array, q_logits: Array) -> Array:
+    """log p - log q of softmax(p_logits), softmax(q_logits), elementwise; 0 where p is."""
+    ratio, of_row = _log_ratio_parts(p_logits, q_logits)
+    return jnp.where(softmax(p_logits) == 0, 0.0, ratio + of_row)
+
+
+@_log_ratio.defjvp
+def _log_ratio_jvp(
+    primals: tuple[Array, Array], tangents: tuple[Array, Array]
+) -> tuple[Array, Array]:
+    p, q = map(softmax, primals)
+    (p_slope, q_slope) = (
+        tangent - jnp.sum(probs * tangent, axis=-1, keepdims=True)
+        for probs, tangent in zip((p, q), tangents, strict=True)
+    )
+    return _log_ratio(*primals), jnp.where(p == 0, 0.0, p_slope - q_slope)
+
+
+def _log_ratio_parts(p_logits: Array, q_logits: Array) -> tuple[Array, Array]:
+    """log p - log q, where p is not 0, as a part of each class and one of the row, to be added."""
+    ratio = (p_logits - _shift(p_logits)) - (q_logits - _shift(q_logits))
+    return ratio, _log_total(q_logits) - _log_total(p_logits)
+
+
+def _log_total(logits: Array) -> Array:
+    """log of the sum of `_exponentials`, [..., 1]."""
+    classes = logits.shape[-1]
+    if classes > FEW_CLASSES or classes % VECTOR == 0:
+        return jnp.log(_exponentials(logits)[2])
+    # Its inverse is the largest probability. Read from there, the sum has no other reader than the
+    # softmax, which then stays one loop.
+    return -jnp.log(jnp.max(softmax(logits), axis=-1, keepdims=True))
+
+
 def kl(log_p: Array, log_q: Array) -> Array:
     """sum p (log p - log q) over the last axis; classes with p = 0 add nothing."""
-    return jnp.sum(_kl_terms(jnp.exp(log_p), log_p, log_q)[0], axis=-1)
+    p = jnp.exp(log_p)
+    # The difference is linear: an infinity that the `where` drops leaves no NaN in the gradient.
+    return jnp.sum(p * jnp.where(p == 0, 0.0, log_p - log_q), axis=-1)
 
 
 def cross_entropy(log_p: Array, log_q: Array) -> Array:
@@ -116,21 +164,22 @@ def logsumexp(logits: Array, axis: int = -1) -> Array:
     return jnp.squeeze(log_total, axis)
 
 
+def _empty(logits: Array) -> Array:
+    """The rows without any support, [..., 1]."""
+    return jnp.max(logits, axis=-1, keepdims=True) == -jnp.inf
+
+
+def _shift(logits: Array) -> Array:
+    """The largest of each row, [..., 1]; of a row without any support, a finite number."""
+    return jnp.maximum(jnp.max(logits, axis=-1, keepdims=True), jnp.finfo(logits.dtype).min)
+
+
 def _exponentials(logits: Array) -> tuple[Array, Array, Array]:
     """Logits less the largest of their row, their exponentials, and the sum of these.
 
     A row without any support gives -inf, 0 and 1.
     """
-    largest = jnp.max(logits, axis=-1, keepdims=True)
-    empty = largest == -jnp.inf
-    shifted = logits - jnp.where(empty, 0.0, largest)
+    shifted = logits - _shift(logits)
     exponentials = jnp.exp(shifted)
-    total = jnp.sum(exponentials, axis=-1, keepdims=True)
-    return shifted, exponentials, jnp.where(empty, 1.0, total)
-
-
-def _kl_terms(p: Array, log_p: Array, log_q: Array) -> tuple[Array, Array]:
-    """p (log p - log q) and log p - log q, elementwise; both 0 where p is."""
-    # The difference is linear: an infinity that the `where` drops leaves no NaN in the gradient.
-    gap = jnp.where(p == 0, 0.0, log_p - log_q)
-    return p * gap, gap
+    # The largest adds 1 to the sum of any other row.
+    return shifted, exponentials, jnp.maximum(jnp.sum(exponentials, axis=-1, keepdims=True), 1.0)

@@ -81,3 +81,13 @@ def configure(name: str, **fields: Any):
         if field not in known:
             raise ValueError(f"{name} has no field {field!r}{nearest(field, known)}")
     return config(**fields)
+
+
+def needs(module: ModuleType, config: Any) -> tuple[str, ...]:
+    """The roles, besides teacher and student, whose networks a task must bring for a method.
+
+    >>> mst_distill = get("mst_distill")
+    >>> needs(mst_distill, mst_distill.Config()), needs(get("kd"), None)
+    (('cross_modal_teacher',), ())
+    """
+    return tuple(getattr(module, "needs", lambda config: ())(config))

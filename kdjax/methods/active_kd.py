@@ -52,8 +52,8 @@ class Config:
     teacher: "given", or "clap": trained on the labels of each round; the teacher must then be a
       `zero_shot.classifier`, and its training is that of the role `teacher`.
     lag: the student of a round learns from the CLAP teacher of the round before.
-    temperature, lam, labeled_batch_size, unlabeled, alpha, beta: as in `dho.Config`. lam = 1 and
-      alpha = 1: active learning without a teacher.
+    temperature, lam, labeled_batch_size, unlabeled, alpha, beta, class_order: as in
+      `dho.Config`. lam = 1 and alpha = 1: active learning without a teacher.
     """
 
     strategy: str = "pcoreset"
@@ -71,6 +71,7 @@ class Config:
     unlabeled: str = "all"
     alpha: float = 0.5
     beta: float = 1.0
+    class_order: tuple[int, ...] = ()
 
     traced: ClassVar[tuple[str, ...]] = ("temperature", "lam")
 
@@ -85,6 +86,10 @@ class Config:
             raise ValueError(f"labels_per_class must be at least 1, got {self.labels_per_class}")
         if self.lag and self.teacher != "clap":
             raise ValueError('lag needs teacher="clap": a given teacher is the same in all rounds')
+        if self.class_order and self.teacher == "clap":
+            raise ValueError(
+                'class_order is of a given teacher: "clap" learns in the order of the labels'
+            )
         _ = self.dho
 
     @property

@@ -200,7 +200,7 @@ def proxies(
       name -> score. NaN where a proxy is not defined (an example all of whose ReLUs are dead).
 
     Raises:
-      ValueError: an unknown name, several inputs, a pattern that matches nothing.
+      ValueError: an unknown name, several inputs, a batch of one, a pattern that matches nothing.
     """
     unknown = [name for name in names if name not in PROXIES]
     if unknown:
@@ -208,6 +208,11 @@ def proxies(
     if len(inputs) != 1:
         raise ValueError(f"zero-cost proxies read one input, got {len(inputs)}")
     (x,) = inputs
+    if len(x) < 2:
+        raise ValueError(
+            f"zero-cost proxies need two examples or more, got {len(x)}: normalisations use the "
+            "statistics of the batch"
+        )
     variables = initial(network, rng, inputs, initialization)
     flat = flax.traverse_util.flatten_dict(variables["params"])
     kernels = {path: leaf for path, leaf in flat.items() if leaf.ndim >= 2}
@@ -314,17 +319,24 @@ def _zen(network: Network, rng: jax.Array, x: jax.Array, tap: str) -> jax.Array:
     variables = initial(network, first, (x,), "gaussian")
     noise = jax.random.normal(second, x.shape, x.dtype)
     near = noise + 0.01 * jax.random.normal(third, x.shape, x.dtype)
-    maps, statistics = [], []
-    for start, batch in ((0.0, noise), (1.0, noise), (0.0, near)):
-        begun = jax.tree.map(lambda a, start=start: jnp.full_like(a, start), variables)
-        begun = {**begun, "params": variables["params"]}
-        found = network.apply(begun, batch, train=True, taps=(tap,))
-        maps.append(next(iter(found.taps.values())))
+
+    def seen(begun: PyTree, batch: jax.Array) -> tuple[jax.Array, dict]:
+        found = network.apply(
+            {**begun, "params": variables["params"]}, batch, train=True, taps=(tap,)
+        )
         others = flax.traverse_util.flatten_dict(dict(found.variables))
-        statistics.append({p: a for p, a in others.items() if p[-1] == "var"})
-    # A running variance is kept * start + (1 - kept) * batch's, whatever `kept` is.
+        return next(iter(found.taps.values())), others
+
+    maps, first_statistics = seen(jax.tree.map(jnp.zeros_like, variables), noise)
+    # A running variance is kept * start + (1 - kept) * batch's, whatever `kept` is: started again
+    # from what it gave from 0, it is 1 + kept times that.
+    _, again = seen(flax.traverse_util.unflatten_dict(first_statistics), noise)
+    near_maps, _ = seen(variables, near)
     variances = {
-        path: from_zero / (1 - (statistics[1][path] - from_zero))
-        for path, from_zero in statistics[0].items()
+        path: jnp.where(
+            value == 0, value, value / (2 - again[path] / jnp.where(value == 0, 1, value))
+        )
+        for path, value in first_statistics.items()
+        if path[-1] == "var"
     }
-    return zero_cost.zen(maps[0], maps[2], variances)
+    return zero_cost.zen(maps, near_maps, variances)

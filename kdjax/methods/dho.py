@@ -11,10 +11,12 @@ one stage. On one head the two signals pull features and classifier in opposite 
 head here gets one of them, and both reach the backbone. alpha and beta are searched on the
 validation split, and kept with the student's variables. Baselines: one head with both losses
 (`heads="single"`, lam = 1: labels alone, lam = 0: the teacher alone), with PCGrad
-(`alignment="pcgrad"`).
+(`alignment="pcgrad"`), or with the teacher's features in the place of its answers
+(`signal="features"`).
 
 Batch statistics are taken over both batches together. The teacher is given (zero-shot, see
-`zero_shot.py`) or trained on all labels, which is another experiment.
+`zero_shot.py`; with the few labels, `tip_adapter.py`) or trained on all labels, which is another
+experiment.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ from kdjax import losses
 from kdjax.data.selection import few_shot
 from kdjax.methods import supervised
 from kdjax.methods.task import Fields, Task, Trained, inputs
-from kdjax.networks import Applied, Network, from_linen, logits_of
+from kdjax.networks import Applied, LinearEmbedding, Network, from_linen, logits_of
 from kdjax.networks.heads import ClassifierHead
 from kdjax.training import (
     Combined,
@@ -50,9 +52,11 @@ from kdjax.training import (
     traced,
 )
 from kdjax.training.optimizers import Training
+from kdjax.training.stage import abstract
 
 PyTree = Any
 HEAD = "kd_head"
+ROLES = ("projector",)  # besides teacher and student
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +71,8 @@ class Config:
     head: of the teacher's signal: "linear", or "aligned": 100 times the cosine of features and
       class embeddings. With `task.given["class_embeddings"]`, `[C, D]` of the student's own text
       encoder, both heads begin there.
+    signal: "logits"; or "features", on one head only: each of the teacher's terms is the mean
+      square difference of its features and a linear map of the student's.
     alignment: "none", or "pcgrad".
     interpolation: "search" on the validation split; "fixed"; or "entropy": alpha of every image by
       the entropies of the heads.
@@ -83,6 +89,7 @@ class Config:
     unlabeled: str = "all"
     heads: str = "dual"
     head: str = "linear"
+    signal: str = "logits"
     alignment: str = "none"
     interpolation: str = "search"
     alpha: float = 0.5
@@ -98,12 +105,18 @@ class Config:
             "unlabeled": ("all", "rest"),
             "heads": ("dual", "single"),
             "head": ("linear", "aligned"),
+            "signal": ("logits", "features"),
             "alignment": ("none", "pcgrad"),
             "interpolation": ("search", "fixed", "entropy"),
         }
         for name, allowed in options.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}")
+        if self.signal == "features" and self.heads != "single":
+            raise ValueError(
+                f'signal="features" needs heads="single", got {self.heads!r}: features have no '
+                "classes for a second head"
+            )
         for name in ("temperature", "beta"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
@@ -177,9 +190,9 @@ def two_heads(
     return Network(init, apply)
 
 
-def _features(output: Any) -> jax.Array:
+def _features(output: Any, role: str = "student") -> jax.Array:
     if not isinstance(output, Mapping) or "features" not in output:
-        raise ValueError("the student's output has no 'features' for a second head to read")
+        raise ValueError(f"the {role}'s output has no 'features'")
     features = output["features"]
     return features.reshape(features.shape[0], -1)
 
@@ -230,7 +243,10 @@ def start(task: Task) -> Deferred:
 
 
 def teach(network: Network, fields: Fields = "image", class_order: tuple[int, ...] = ()):
-    """A program's `prepare`: the teacher's logits in both streams, in the order of the labels."""
+    """A program's `prepare`: the teacher's logits in both streams, in the order of the labels.
+
+    And its features, where it has them and its logits are not cached.
+    """
 
     def prepare(variables, batch, context):
         out = {}
@@ -238,6 +254,8 @@ def teach(network: Network, fields: Fields = "image", class_order: tuple[int, ..
             if "teacher_logits" not in part:
                 applied = network.apply(variables["teacher"], *inputs(part, fields))
                 part = {**part, "teacher_logits": logits_of(applied.output)}
+                if isinstance(applied.output, Mapping) and "features" in applied.output:
+                    part["teacher_features"] = _features(applied.output)
             logits = part["teacher_logits"]
             if class_order and len(class_order) != logits.shape[-1]:
                 raise ValueError(
@@ -272,6 +290,32 @@ def combine(config: Config, gradients: Mapping[str, PyTree]) -> Combined:
 
 
 @functools.lru_cache(maxsize=64)
+def projector(width: int) -> Network:
+    """Features [B, D] to the teacher's width."""
+    return from_linen(LinearEmbedding(width, normalized=False))
+
+
+def projected(task: Task) -> Deferred:
+    """The initial variables of the map from the student's features to the teacher's.
+
+    Raises:
+      ValueError: teacher or student without features; answers of the teacher that are cached.
+    """
+    if task.cache_teacher:
+        raise ValueError('signal="features": cache_teacher keeps logits, and no features')
+
+    def width(role: str) -> int:
+        def read(v):
+            return _features(task.networks[role].apply(v, *task.examples(role)).output, role)
+
+        variables = task.given[role] if role in task.given else task.start(role)
+        return jax.eval_shape(read, abstract(variables)).shape[1]
+
+    key = task.key("variables of projector")
+    return Deferred(projector(width("teacher")).init, (key, jnp.zeros((1, width("student")))))
+
+
+@functools.lru_cache(maxsize=64)
 def program(
     student: Network,
     teacher: Network,
@@ -281,7 +325,7 @@ def program(
     teacher_fields: Fields = "image",
 ) -> Program:
     """One update of a student with two heads, on the streams `labeled` and `unlabeled`."""
-    single = config.heads == "single"
+    single, by_features = config.heads == "single", config.signal == "features"
 
     def objective(variables, batch, context):
         labeled, unlabeled = batch["labeled"], batch["unlabeled"]
@@ -303,6 +347,12 @@ def program(
             labeled["label"],
             temperature=c.temperature,
         )
+        if by_features:
+            there = jnp.concatenate([x["teacher_features"] for x in (labeled, unlabeled)])
+            project = projector(there.shape[1]).apply
+            here = project(variables["projector"], _features(out.output)).output
+            apart = losses.hint(here, there)
+            parts = parts._replace(kd_labeled=apart[:rows], kd_unlabeled=apart[rows:])
         known = labeled["where"] & losses.valid_labels(labeled["label"], ce.shape[-1])
         return Evaluation(
             {
@@ -316,7 +366,7 @@ def program(
     apart = config.alignment != "none" or config.report_conflict
     update = Update(
         objective,
-        ("student",),
+        ("student", *(ROLES if by_features else ())),
         training.transformation,
         combine=functools.partial(combine, config) if apart else None,
         microbatches=training.microbatches,
@@ -371,14 +421,17 @@ def _answers(network: Network, assemble, fields: Fields):
     return jax.jit(answer)
 
 
-def answers(task: Task, variables: PyTree, split: str) -> dict[str, np.ndarray]:
-    """What a student with two heads says of every example of a split, in evaluation mode.
+def answers(
+    task: Task, variables: PyTree, split: str, role: str = "student"
+) -> dict[str, np.ndarray]:
+    """What a network with several outputs says of every example of a split, in evaluation mode.
 
     Returns:
-      `logits`, `ce_logits` and `kd_logits`, `[N, C]`, and `features`, `[N, D]`.
+      Of a student with two heads: `logits`, `ce_logits` and `kd_logits`, `[N, C]`, and `features`,
+      `[N, D]`.
     """
     stream = task.sequential(split)
-    function = _answers(task.networks["student"], stream.assemble, task.reads("student"))
+    function = _answers(task.networks[role], stream.assemble, task.reads(role))
     variables, parts = gather(variables), []
     for item in stream.items(whole=True):
         out, where = function(variables, stream.table, item)
@@ -423,6 +476,12 @@ def streams(task: Task, config: Config, rows: np.ndarray, fields: Any) -> dict[s
     }
 
 
+def check(task: Task, config: Config) -> None:
+    """Refuses networks without features where these are compared; see `projected`."""
+    if config.signal == "features":
+        projected(dual_task(task, config))
+
+
 def recipe(task: Task, config: Config) -> Generator:
     """A teacher, given or trained; one stage on two streams; then alpha and beta."""
     rows = labeled_rows(task, config.labels_per_class)
@@ -431,10 +490,11 @@ def recipe(task: Task, config: Config) -> Generator:
     taught, fields = yield from task.taught(teacher)
     nets = task.networks["student"], task.networks["teacher"]
     fixed = traced.static(training), traced.static(config)
+    extra = {"projector": projected(task)} if config.signal == "features" else {}
     outcome = yield Stage(
         "distill",
         program(*nets, *fixed, task.reads("student"), task.reads("teacher")),
-        {"student": start(task), **taught},
+        {"student": start(task), **taught, **extra},
         streams(task, config, rows, fields),
         training.steps,
         validation=validation(task, config),

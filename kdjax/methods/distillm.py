@@ -17,10 +17,8 @@ At every validation, if the loss is at least `epsilon` above the one that moved 
 that of the untrained student), phi rises by `threshold_step`, at most to 1.
 
 The validation loss that phi needs is the cross-entropy on the data's validation split, as in the
-authors' code, and is measured within the compiled step, once in `validate_every` steps, before the
-update: the stream `validation` brings the same rows to every step, which are read only then. They
-are the first of the split, as many whole batches of the student's as it holds. Rows are drawn from
-the buffer with replacement, where the code draws without.
+authors' code: of the stage's own validation, every `validate_every` steps. Rows are drawn from the
+buffer with replacement, where the code draws without.
 """
 
 from __future__ import annotations
@@ -33,14 +31,12 @@ import jax
 import jax.numpy as jnp
 
 from kdjax import losses
-from kdjax.data import resident
 from kdjax.methods import language_model, prompted, rollouts
 from kdjax.methods.language_task import LanguageTask, head_of, read, targets, teach
 from kdjax.methods.task import Trained
 from kdjax.methods.token_divergence import Divergence, terms
 from kdjax.networks.transformer import DecoderConfig
-from kdjax.training import Evaluation, Program, Term, Update, divide, mean
-from kdjax.training.gradients import microbatch
+from kdjax.training import Evaluation, Program, Term, Update, mean
 from kdjax.training.optimizers import Training
 
 TASKS = ("language",)
@@ -126,6 +122,18 @@ def raised(threshold, reference, loss, config: Config) -> tuple[jax.Array, jax.A
 
 
 @functools.lru_cache(maxsize=64)
+def controller(config: Config):
+    """`(memory, {metric: mean}) -> memory`, the `after` of a validation: `raised`."""
+
+    def after(memory, means):
+        loss = -means["log_likelihood"]
+        threshold, reference = raised(memory["threshold"], memory["reference"], loss, config)
+        return {**memory, "threshold": threshold, "reference": reference}
+
+    return after
+
+
+@functools.lru_cache(maxsize=64)
 def program(
     student: DecoderConfig,
     teacher: DecoderConfig,
@@ -133,32 +141,13 @@ def program(
     config: Config,
     prompt_length: int,
     stop: tuple[int, ...],
-    validate_every: int,
 ) -> Program:
     """One update of the student; memory: threshold, reference loss, buffer."""
-
-    def validation_loss(variables, batch):
-        def part(rows):
-            reading, (labels, where) = read(student, variables, rows), targets(rows)
-            return losses.linear_cross_entropy(reading.hidden, reading.head, labels, where=where)
-
-        parts = batch["where"].shape[0] // training.batch_size
-        total, weight = jax.lax.map(part, microbatch(batch, parts))
-        return divide(total.sum(), weight.sum())
 
     def prepare(variables, batch, context):
         train, memory = batch["train"], context.memory
         choice, writing, drawing = jax.random.split(jax.random.fold_in(context.rng, 0), 3)
 
-        def validate():
-            loss = validation_loss(variables["student"], batch["validation"])
-            return raised(memory["threshold"], memory["reference"], loss, config)
-
-        threshold, reference = jax.lax.cond(
-            context.step % validate_every == 0,
-            validate,
-            lambda: (memory["threshold"], memory["reference"]),
-        )
         buffer = memory["buffer"]
 
         def answered():
@@ -180,7 +169,7 @@ def program(
 
         chosen = source(
             jax.random.uniform(choice),
-            threshold,
+            memory["threshold"],
             context.step / context.values["steps"],
             buffer["written"] >= config.capacity,
             config.replay,
@@ -191,8 +180,7 @@ def program(
         new = {"train": {**train, **rows, **flags}}
         if "corpus" in batch:
             new["corpus"] = batch["corpus"]
-        memory = {"threshold": threshold, "reference": reference, "buffer": buffer}
-        return taught(variables, new, context._replace(memory=memory))
+        return taught(variables, new, context._replace(memory={**memory, "buffer": buffer}))
 
     taught = teach(teacher)
 
@@ -225,20 +213,24 @@ def program(
     return Program((update,), prepare=prepare, schedules=schedules)
 
 
-def recipe(task: LanguageTask, config: Config) -> Generator:
-    """A teacher, given or trained, then one stage of distillation."""
+def check(task: LanguageTask, config: Config) -> int:
+    """The place where answers begin; refuses what the method cannot use.
+
+    Raises:
+      ValueError: a cached teacher, rows that cannot be answered, a buffer smaller than a batch.
+    """
     prompted.check_live_teacher(task)
     start, training = prompted.prompt_length(task), task.training["student"]
     if config.capacity < training.batch_size:
         raise ValueError(
             f"capacity={config.capacity} must hold a batch of the student's, {training.batch_size}"
         )
-    held_out = task.dataset.splits["validation"]
-    if len(held_out) < training.batch_size:
-        raise ValueError(
-            f"{held_out.where} has {len(held_out)} rows, fewer than a batch of the student's, "
-            f"{training.batch_size}: the threshold follows whole batches of it"
-        )
+    return start
+
+
+def recipe(task: LanguageTask, config: Config) -> Generator:
+    """A teacher, given or trained, then one stage of distillation."""
+    start, training = check(task, config), task.training["student"]
     teacher = yield from language_model.teacher(task)
     step = program(
         task.decoders["student"],
@@ -247,14 +239,8 @@ def recipe(task: LanguageTask, config: Config) -> Generator:
         config,
         start,
         (task.tokenizer.end,),
-        task.validate_every,
     )
-    rows = len(held_out) // training.batch_size * training.batch_size
-    streams = {
-        "train": task.stream("student"),
-        "validation": resident(held_out, rows, seed=0, indices=range(rows)),
-        **prompted.corpus(task, config.corpus_weight),
-    }
+    streams = {"train": task.stream("student"), **prompted.corpus(task, config.corpus_weight)}
     memory = {
         "threshold": jnp.float32(config.threshold),
         "reference": jnp.float32(jnp.nan),
@@ -268,5 +254,6 @@ def recipe(task: LanguageTask, config: Config) -> Generator:
         memory=memory,
         streams=streams,
         examples=prompted.examples(training, config.corpus_weight),
+        after_validation=controller(config),
     )
     return Trained.of(outcome, "student")

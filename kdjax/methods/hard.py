@@ -84,7 +84,9 @@ class Config:
       hidden, noise: width of the augmentor; the numbers of its noise.
       temperature: T, > 0.
       label_weight, distillation_weight: >= 0, not both 0.
-      consistency_weight, regularization: of L_tt and of mean u^2, >= 0.
+      consistency_weight, regularization: of L_tt and of mean u^2, >= 0. Without the latter the
+        parameters may reach the ends of their range, where tanh has no slope: the metric `spread`
+        is then 0, and the augmentor stays there until its budget is spent.
       l_min, l_max, decay, max_phase_steps: see `losses.phase_controller`.
       alternate: (student steps, augmentor steps) of a fixed rhythm in the controller's place.
       augmentor_budget: augmentor steps in all, for each step of the student; > 0. Once they are

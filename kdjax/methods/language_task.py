@@ -194,12 +194,13 @@ class LanguageTask(Task):
 
         def forward(batch):
             missing = rows - len(batch["tokens"])  # one shape, one compilation
-            padded = {n: np.pad(x, ((0, missing), (0, 0))) for n, x in batch.items()}
+            padded = {n: np.pad(batch[n], ((0, missing), (0, 0))) for n in read_by_teacher}
             return np.asarray(_features(config)(variables, padded))[: rows - missing]
 
         processes = jax.process_count()  # each writes the batches that are its own
         starts = range(0, len(arrays["tokens"]), rows)[jax.process_index() :: processes]
-        batches = ({n: x[i : i + rows] for n, x in examples.items()} for i in starts)
+        named = {**examples, "id": np.arange(len(arrays["tokens"]))}  # for what is said of one
+        batches = ({n: x[i : i + rows] for n, x in named.items()} for i in starts)
         write_cache(folder, batches, forward, contents)
         return TeacherCache(folder, contents).fields(self.dataset.splits["train"])["teacher_hidden"]
 

@@ -257,8 +257,12 @@ def empty_round(task: LanguageTask, config: Config) -> dict:
     return {"rows": held, "order": jax.random.key_data(jax.random.key(0))}
 
 
-def recipe(task: LanguageTask, config: Config) -> Generator:
-    """A teacher, given or trained, then one stage of distillation."""
+def check(task: LanguageTask, config: Config) -> int:
+    """The place where answers begin; refuses what the method cannot use.
+
+    Raises:
+      ValueError: a cached teacher, rows that cannot be answered, a round that does not fit.
+    """
     prompted.check_live_teacher(task)
     start, training = prompted.prompt_length(task), task.training["student"]
     size = len(task.dataset.splits["train"])
@@ -267,6 +271,12 @@ def recipe(task: LanguageTask, config: Config) -> Generator:
             f"rollouts={config.rollouts} must be a multiple of the student's batch size, "
             f"{training.batch_size}, and at most the number of training prompts, {size}"
         )
+    return start
+
+
+def recipe(task: LanguageTask, config: Config) -> Generator:
+    """A teacher, given or trained, then one stage of distillation."""
+    start, training = check(task, config), task.training["student"]
     teacher = yield from language_model.teacher(task)
     step = program(
         task.decoders["student"],

@@ -45,6 +45,7 @@ from kdjax.networks import (
     logits_of,
     masked_feature,
 )
+from kdjax.networks.quantization import TYPES
 from kdjax.training import Deferred, Evaluation, Program, Stage, Update, Validation, mean
 from kdjax.training.optimizers import Training
 
@@ -384,13 +385,34 @@ def student_metrics(cast: Cast):
     return evaluate
 
 
+def needs(config: Config) -> tuple[str, ...]:
+    """Roles that a task must bring besides teacher and student."""
+    return ("cross_modal_teacher",)
+
+
 def cast_of(task: Task, config: Config) -> Cast:
-    """The networks of a task, after a check that it has the three roles and the layers."""
+    """The networks of a task, after a check that it has the three roles and the layers.
+
+    Raises:
+      ValueError: a role or a layer that is not there, a layer too narrow for a mask; a teacher that
+        is to be cached or quantised, which masks inside of it forbid; a cross-modal one that is
+        given or has a training of its own: all three learn together, as the student does.
+    """
     for role in PEERS:
         if role not in task.networks:
             raise ValueError(
                 f"mst_distill needs the networks {PEERS}; {role!r} is not among "
                 f"{sorted(task.networks)}"
+            )
+    if task.cache_teacher or task.teacher_weights in TYPES:
+        kept = "cached" if task.cache_teacher else f"quantize={task.teacher_weights!r}"
+        raise ValueError(f"teacher.{kept}: MST-Distill trains the teacher, and runs it with masks")
+    other = TEACHERS[1]
+    for name, held in (("checkpoint", task.given), ("training", task.training)):
+        if other in held:
+            raise ValueError(
+                f"{other}.{name}: MST-Distill trains both teachers itself, together with the "
+                "student and as the student is trained; leave it out"
             )
     found = Cast(
         tuple(task.networks[role] for role in PEERS),
@@ -411,7 +433,7 @@ def cast_of(task: Task, config: Config) -> Cast:
 
 
 def check(task: Task, config: Config) -> None:
-    """Refuses a task without the three roles and their layers; see `cast_of`."""
+    """Refuses a task that `cast_of` refuses."""
     cast_of(task, config)
 
 

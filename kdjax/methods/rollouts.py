@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from kdjax.methods.language_task import decoder
-from kdjax.networks.generation import Mixture, generate
+from kdjax.networks.generation import Corrector, Mixture, generate
 from kdjax.networks.transformer import DecoderConfig
 
 Batch = Mapping[str, jax.Array]
@@ -28,11 +28,13 @@ class Rollout(NamedTuple):
       batch: as it came, with new `tokens`, `completion`, `segments`, `positions`.
       log_probs: `[B, N]`, of the sampled tokens under the sampler at temperature 1; 0 elsewhere.
       truncated: bool `[B]`, the answer ended at the limit, without a stop token.
+      corrected: bool `[B, N]`, tokens that a corrector put in the place of the writer's.
     """
 
     batch: Batch
     log_probs: jax.Array
     truncated: jax.Array
+    corrected: jax.Array
 
 
 def roll_out(
@@ -47,6 +49,7 @@ def roll_out(
     top_k: int | None = None,
     top_p: float | None = None,
     mixture: Mixture | None = None,
+    corrector: Corrector | None = None,
 ) -> Rollout:
     """Answers the prompts of a batch. Nothing is differentiated.
 
@@ -59,7 +62,7 @@ def roll_out(
       rng: a key.
       prompt_length: the place where answers begin, in [1, L).
       stop: ids that end an answer.
-      temperature, top_k, top_p, mixture: as of `generate`.
+      temperature, top_k, top_p, mixture, corrector: as of `generate`.
 
     Raises:
       ValueError: a `prompt_length` outside [1, L).
@@ -84,6 +87,7 @@ def roll_out(
         top_p=top_p,
         stop=stop,
         mixture=mixture,
+        corrector=corrector,
     )
     completion = found.completion & batch["where"][:, None]
     seen = jnp.concatenate([prompt, completion[:, prompt_length:]], axis=1)
@@ -93,7 +97,7 @@ def roll_out(
         "segments": seen.astype(jnp.int32),
         "positions": jnp.maximum(jnp.cumsum(seen, axis=1, dtype=jnp.int32) - 1, 0),
     }
-    return Rollout({**batch, **written}, found.log_probs, found.truncated)
+    return Rollout({**batch, **written}, found.log_probs, found.truncated, found.corrected)
 
 
 def empty_buffer(batch: Batch, capacity: int) -> dict[str, jax.Array]:

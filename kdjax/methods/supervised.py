@@ -45,9 +45,17 @@ def label_loss(logits: jax.Array, batch: dict, label_smoothing: float = 0.0) -> 
 
 @functools.lru_cache(maxsize=64)
 def program(
-    role: str, network: Network, training: Training, config: Config, fields: Fields = "image"
+    role: str,
+    network: Network,
+    training: Training,
+    config: Config,
+    fields: Fields = "image",
+    parameters: str = "",
 ) -> Program:
-    """One update of one role on the stream `train`."""
+    """One update of one role on the stream `train`; of the parameters whose path has `parameters`.
+
+    `parameters` is a regex; empty: all.
+    """
 
     def objective(variables, batch, context):
         batch, c = batch["train"], traced.bind(config, context.values)
@@ -63,7 +71,7 @@ def program(
 
     update = Update(
         objective,
-        (role,),
+        (f"{role}:{parameters}" if parameters else role,),
         training.transformation,
         microbatches=training.microbatches,
         loss_scale=training.scaling,

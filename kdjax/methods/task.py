@@ -245,6 +245,7 @@ class Task:
         values: Mapping[str, float] = NOTHING,
         steps: int | None = None,
         beside: Mapping[str, Any] = NOTHING,
+        after_validation: Callable[[PyTree, Mapping[str, jax.Array]], PyTree] | None = None,
     ) -> Generator:
         """The stage `distill`: a fresh student, taught by `teacher` on the stream `train`.
 
@@ -259,12 +260,14 @@ class Task:
           values: of the fields that the program reads as traced ones.
           steps: of the stage, where the student does not learn in every one; None: the student's.
           beside: further streams, where `streams` is None.
+          after_validation: the `after` of the stage's validation.
         """
         if streams is None:
             taught, train = yield from self.taught_stream(teacher)
             streams = {"train": train, **beside}
         else:
             taught, _ = yield from self.taught(teacher)
+        validation = dataclasses.replace(self.validation("student"), after=after_validation)
         return (
             yield Stage(
                 "distill",
@@ -273,7 +276,7 @@ class Task:
                 streams,
                 steps or self.training["student"].steps,
                 memory={} if memory is None else memory,
-                validation=self.validation("student"),
+                validation=validation,
                 examples=examples,
                 values=values,
             )

@@ -26,12 +26,14 @@ class Generated(NamedTuple):
       log_probs: float32 [B, N], of the sampled tokens under the model at temperature 1 and before
         any truncation (of the mixture, where there is one); 0 outside the completion.
       truncated: bool [B], whether the sequence ended at N tokens without a stop token.
+      corrected: bool [B, N], which tokens a `Corrector` put in the place of the model's own.
     """
 
     tokens: Int[Array, "batch total"]
     completion: Bool[Array, "batch total"]
     log_probs: Float[Array, "batch new"]
     truncated: Bool[Array, " batch"]
+    corrected: Bool[Array, "batch new"]
 
 
 class Mixture(NamedTuple):
@@ -50,6 +52,28 @@ class Mixture(NamedTuple):
     weight: float | Float[Array, ""]
 
 
+class Corrector(NamedTuple):
+    """A second decoder that replaces what it would not have said.
+
+    A token of the model passes if it is among the other's `accept` most probable ones after the
+    same text; else the other draws one in its place. To draft several tokens, judge them in one
+    pass and go on from the first that is refused gives the same distribution.
+
+    Attributes:
+      network: the other decoder, over the same vocabulary.
+      config: its config.
+      variables: its variables.
+      accept: K, in [1, V]; V: every token passes. Tokens as probable as the K-th pass too.
+      temperature: at least 0, of its own draws; may be traced.
+    """
+
+    network: Network
+    config: DecoderConfig
+    variables: Variables
+    accept: int
+    temperature: float | Float[Array, ""] = 1.0
+
+
 def generate(
     network: Network,
     config: DecoderConfig,
@@ -64,6 +88,7 @@ def generate(
     top_p: float | Float[Array, ""] | None = None,
     stop: tuple[int, ...] = (),
     mixture: Mixture | None = None,
+    corrector: Corrector | None = None,
 ) -> Generated:
     """Continues prompts: `y_t ~ truncate(softmax(log p(. | prompt, y_<t) / temperature))`.
 
@@ -86,6 +111,7 @@ def generate(
         one; of the distribution that temperature and `top_k` leave. None: all.
       stop: ids that end a sequence.
       mixture: a second decoder whose distribution is mixed in, before temperature and truncation.
+      corrector: a second decoder, instead of `mixture`; `top_k` and `top_p` are of its draws too.
 
     Returns:
       A `Generated`.
@@ -97,7 +123,7 @@ def generate(
         traced one counts as a row without a prompt).
 
     Nucleus sampling: Holtzman et al. 2020 (arXiv:1904.09751). Mixing the teacher in: Gu et al. 2024
-    (arXiv:2306.08543), section 2.2.
+    (arXiv:2306.08543), section 2.2. Letting it correct: Xu et al. 2024 (arXiv:2410.11325).
 
     >>> from kdjax.networks import DecoderConfig, build
     >>> options = {"width": 8, "num_layers": 1, "num_heads": 2, "hidden": 8}
@@ -108,7 +134,8 @@ def generate(
     >>> jax.eval_shape(sample, jax.eval_shape(decoder.init, rng, prompts)).tokens.shape
     (1, 5)
     """
-    _check(config, prompts, prompt_where, max_new_tokens, mixture)
+    _check(config, prompts, prompt_where, max_new_tokens)
+    _check_second(config, prompts, max_new_tokens, mixture, corrector)
     _check_sampling(config, temperature, top_k, top_p, stop)
     batch = prompts.shape[0]
     if not jnp.issubdtype(rng.dtype, jax.dtypes.prng_key):
@@ -117,12 +144,15 @@ def generate(
         raise ValueError(f"rng must be one key or one a prompt, [{batch}], got shape {rng.shape}")
     if rng.ndim == 0:
         rng = jax.vmap(jax.random.fold_in, (None, 0))(rng, jnp.arange(batch))
-    models, weight = [(network, config)], None
-    all_variables = [variables]
+    models, weight, correction = [(network, config)], None, None
+    all_variables, second = [variables], mixture or corrector
+    if second is not None:
+        models.append((second.network, second.config))
+        all_variables.append(second.variables)
     if mixture is not None:
-        models.append((mixture.network, mixture.config))
-        all_variables.append(mixture.variables)
         weight = jnp.asarray(mixture.weight, jnp.float32)
+    if corrector is not None:
+        correction = jnp.asarray(corrector.temperature, jnp.float32)
     return _generate(
         tuple(models),
         jax.lax.stop_gradient(tuple(all_variables)),
@@ -131,14 +161,16 @@ def generate(
         rng,
         jax.lax.stop_gradient(jnp.asarray(temperature, jnp.float32)),
         jax.lax.stop_gradient(weight),
+        jax.lax.stop_gradient(correction),
         None if top_p is None else jnp.float32(top_p),
         jnp.array(stop, jnp.int32),
         max_new_tokens=max_new_tokens,
         top_k=top_k,
+        accept=None if corrector is None else corrector.accept,
     )
 
 
-@functools.partial(jax.jit, static_argnames=("models", "max_new_tokens", "top_k"))
+@functools.partial(jax.jit, static_argnames=("models", "max_new_tokens", "top_k", "accept"))
 def _generate(
     models,
     variables,
@@ -147,43 +179,51 @@ def _generate(
     keys,
     temperature,
     weight,
+    correction,
     top_p,
     stop,
     *,
     max_new_tokens,
     top_k,
+    accept,
 ):
     batch, length = prompts.shape
     steps = max_new_tokens
 
     def forward(tokens, positions, segments, caches):
-        """Log-probabilities of the token after the last one, [B, V], and the new caches."""
+        """Log-probabilities of the token after the last one, [B, V], one a source of tokens, and
+        the new caches."""
         log_probs, updated = [], []
         for (network, config), own, cache in zip(models, variables, caches):
             output = network.apply(own, tokens, positions, segments, cache).output
             logits = project(output["features"][:, -1], head(own), config.logit_softcap)
             log_probs.append(jax.nn.log_softmax(logits.astype(jnp.float32)))
             updated.append(output["cache"])
-        if len(models) == 1:
-            return log_probs[0], updated
+        if weight is None:
+            return log_probs, updated
         # log1p(-1) and log(0) are -inf, which logaddexp takes as a weight of 0.
-        return jnp.logaddexp(
-            log_probs[0] + jnp.log1p(-weight), log_probs[1] + jnp.log(weight)
-        ), updated
+        mixed = jnp.logaddexp(log_probs[0] + jnp.log1p(-weight), log_probs[1] + jnp.log(weight))
+        return [mixed], updated
 
     def sample(step, log_probs, state):
         """The state with the token of that step."""
         step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, step)
-        token = jax.vmap(draw, (0, 0, None, None, None))(
-            step_keys, log_probs, temperature, top_k, top_p
-        )
+        draws, (own, *other) = jax.vmap(draw, (0, 0, None, None, None)), log_probs
+        token, corrected = draws(step_keys, own, temperature, top_k, top_p), jnp.zeros(batch, bool)
         active = ~state["done"]
-        chosen = jnp.take_along_axis(log_probs, token[:, None], -1)[:, 0]
+        if accept is not None:
+            (judge,) = other
+            corrected = (judge > _at(judge, token)[:, None]).sum(-1) >= accept
+            other_keys = jax.vmap(jax.random.fold_in, (0, None))(step_keys, 0)
+            replacement = draws(other_keys, judge, correction, top_k, top_p)
+            token = jnp.where(corrected, replacement, token)
+        chosen = _at(own, token)
         stopped = (token[:, None] == stop).any(-1)
         return {
             "tokens": state["tokens"].at[:, step].set(jnp.where(active, token, 0)),
             "completion": state["completion"].at[:, step].set(active),
             "log_probs": state["log_probs"].at[:, step].set(jnp.where(active, chosen, 0)),
+            "corrected": state["corrected"].at[:, step].set(active & corrected),
             "done": state["done"] | stopped,
         }
 
@@ -200,6 +240,7 @@ def _generate(
             "tokens": jnp.zeros((batch, steps), jnp.int32),
             "completion": jnp.zeros((batch, steps), bool),
             "log_probs": jnp.zeros((batch, steps), jnp.float32),
+            "corrected": jnp.zeros((batch, steps), bool),
             "done": ~has_prompt,
         },
     )
@@ -221,7 +262,13 @@ def _generate(
         jnp.concatenate([jnp.zeros_like(where), state["completion"]], axis=1),
         state["log_probs"],
         ~state["done"],
+        state["corrected"],
     )
+
+
+def _at(log_probs: jax.Array, tokens: jax.Array) -> jax.Array:
+    """Those of one token a row, [B]."""
+    return jnp.take_along_axis(log_probs, tokens[:, None], -1)[:, 0]
 
 
 def draw(
@@ -265,7 +312,7 @@ def draw(
     return place if ids is None else ids[place]
 
 
-def _check(config, prompts, prompt_where, max_new_tokens, mixture):
+def _check(config, prompts, prompt_where, max_new_tokens):
     if not jnp.issubdtype(prompts.dtype, jnp.integer):
         raise TypeError(f"prompts must be integers, got dtype {prompts.dtype}")
     if prompts.ndim != 2 or 0 in prompts.shape:
@@ -277,20 +324,7 @@ def _check(config, prompts, prompt_where, max_new_tokens, mixture):
             f"prompt_where must have the shape {prompts.shape} of prompts, got {prompt_where.shape}"
         )
     _check_count("max_new_tokens", max_new_tokens)
-    for name, limit in (("config", config), ("mixture.config", mixture and mixture.config)):
-        if limit and prompts.shape[1] > limit.max_length - max_new_tokens:
-            raise ValueError(
-                f"prompts must be at most max_length - max_new_tokens = {limit.max_length} - "
-                f"{max_new_tokens} long ({name}), got {prompts.shape[1]}"
-            )
-    if mixture is not None and mixture.config.vocabulary != config.vocabulary:
-        raise ValueError(
-            f"mixture must have the vocabulary {config.vocabulary} of config, "
-            f"got {mixture.config.vocabulary}"
-        )
-    weight = None if mixture is None else _known(mixture.weight)
-    if weight is not None and not 0 <= weight <= 1:
-        raise ValueError(f"mixture.weight must be in [0, 1], got {weight}")
+    _check_length("config", config, prompts, max_new_tokens)
     if not isinstance(prompt_where, jax.core.Tracer):
         known = np.asarray(prompt_where)
         # Once a prompt has begun it goes on to the last place.
@@ -302,16 +336,44 @@ def _check(config, prompts, prompt_where, max_new_tokens, mixture):
             )
 
 
-def _check_sampling(config, temperature, top_k, top_p, stop):
+def _check_length(name, config, prompts, max_new_tokens):
+    if prompts.shape[1] > config.max_length - max_new_tokens:
+        raise ValueError(
+            f"prompts must be at most max_length - max_new_tokens = {config.max_length} - "
+            f"{max_new_tokens} long ({name}), got {prompts.shape[1]}"
+        )
+
+
+def _check_second(config, prompts, max_new_tokens, mixture, corrector):
+    if mixture is not None and corrector is not None:
+        raise ValueError("mixture and corrector must not both be given")
+    for name, second in (("mixture", mixture), ("corrector", corrector)):
+        if second is None:
+            continue
+        _check_length(f"{name}.config", second.config, prompts, max_new_tokens)
+        if second.config.vocabulary != config.vocabulary:
+            raise ValueError(
+                f"{name} must have the vocabulary {config.vocabulary} of config, "
+                f"got {second.config.vocabulary}"
+            )
+    weight = None if mixture is None else _known(mixture.weight)
+    if weight is not None and not 0 <= weight <= 1:
+        raise ValueError(f"mixture.weight must be in [0, 1], got {weight}")
+    if corrector is not None:
+        _check_count("corrector.accept", corrector.accept, config.vocabulary)
+        _check_temperature("corrector.temperature", corrector.temperature)
+
+
+def _check_temperature(name, temperature):
     known = _known(temperature)
     if known is not None and not 0 <= known < np.inf:
-        raise ValueError(f"temperature must be finite and at least 0, got {known}")
+        raise ValueError(f"{name} must be finite and at least 0, got {known}")
+
+
+def _check_sampling(config, temperature, top_k, top_p, stop):
+    _check_temperature("temperature", temperature)
     if top_k is not None:
-        _check_count("top_k", top_k)
-        if top_k > config.vocabulary:
-            raise ValueError(
-                f"top_k must be at most the vocabulary, {config.vocabulary}, got {top_k}"
-            )
+        _check_count("top_k", top_k, config.vocabulary)
     known = None if top_p is None else _known(top_p)
     if known is not None and not 0 < known <= 1:
         raise ValueError(f"top_p must be in (0, 1], got {top_p}")
@@ -320,9 +382,11 @@ def _check_sampling(config, temperature, top_k, top_p, stop):
             raise ValueError(f"stop ids must be in [0, {config.vocabulary}), got {token}")
 
 
-def _check_count(name, value):
+def _check_count(name, value, vocabulary=None):
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"{name} must be a positive integer, got {value!r}")
+    if vocabulary is not None and value > vocabulary:
+        raise ValueError(f"{name} must be at most the vocabulary, {vocabulary}, got {value}")
 
 
 def _known(value) -> float | None:

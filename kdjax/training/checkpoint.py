@@ -163,6 +163,8 @@ def load(folder: pathlib.Path, like: PyTree) -> tuple[PyTree, dict[str, Any]]:
     if wrong:
         raise CheckpointError(f"checkpoint {folder}: {wrong}")
     content, named = read_manifest(folder), _named(like)
+    if "small" not in content:
+        raise ValueError(f"checkpoint {folder} is of an earlier version of kdjax")
     problems = _unlike(content, like)
     if problems:
         raise ValueError(f"checkpoint {folder} is not one of this stage; {problems}")

@@ -213,7 +213,9 @@ def _attempt(stage, key, settings, checkpoints, metrics, display, interrupts, po
     )
     validator = None
     if stage.validation:
-        validator = Validator(stage, frozen, layout, first, shardings.selected)
+        validator = Validator(stage, frozen, layout, first, shardings)
+        if not found:
+            state = validator.begin(state)
     lag = 0 if stage.program.stop is None else _LAG
     dispatched: collections.deque = collections.deque()  # reports that may lie past an early end
     flags: list[jax.Array] = []

@@ -300,6 +300,9 @@ class Validation:
       score: the metric whose largest value selects; the earliest of equals wins.
       conclude: `{metric: mean} -> {metric: scalar}`, pure: what only the whole split tells, such as
         the best of a grid. The totals of `evaluate` may then be arrays. None: the means.
+      after: `(memory, {metric: scalar}) -> memory`, pure: what the program keeps of an evaluation,
+        such as a controller that follows the loss on unseen examples. The stage is then evaluated
+        before its first step too, which is not logged and selects nothing. None: nothing is kept.
     """
 
     evaluate: Callable[[Variables, PyTree], Mapping[str, Term]]
@@ -307,6 +310,7 @@ class Validation:
     every: int
     score: str = "accuracy"
     conclude: Callable[[Mapping[str, jax.Array]], Mapping[str, jax.Array]] | None = None
+    after: Callable[[PyTree, Mapping[str, jax.Array]], PyTree] | None = None
 
 
 @dataclasses.dataclass(frozen=True)

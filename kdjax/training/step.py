@@ -61,7 +61,7 @@ def _act(update: Update, live, frozen, opt, memory, batch, context):
             raise ValueError(f"after changed the frozen role {changed[0]!r}; name it in `carries`")
         live = {role: new[role] for role in live}
     if scaled:
-        kept = map(_same, before, (live, opt, memory), ("variables", "optimizers", "memory"))
+        kept = map(same, before, (live, opt, memory), ("variables", "optimizers", "memory"))
         live, opt, memory = jax.tree.map(
             lambda old, new: jnp.where(finite, new, old), before, tuple(kept)
         )
@@ -70,7 +70,7 @@ def _act(update: Update, live, frozen, opt, memory, batch, context):
     return live, opt, memory, {prefix + name: term for name, term in metrics.items()}
 
 
-def _same(before: PyTree, after: PyTree, what: str) -> PyTree:
+def same(before: PyTree, after: PyTree, what: str) -> PyTree:
     """`after` with strong types, refused where structure, shape or type has changed."""
     if jax.tree.structure(before) != jax.tree.structure(after):
         raise ValueError(
@@ -106,7 +106,7 @@ def _step(program_parts, names: list[str], state: State, frozen, batch, values, 
 
         def act(kept, update=update, c=c):
             *new, report = _act(update, kept[0], frozen, *kept[1:], batch, c)
-            new = tuple(map(_same, kept, new, ("variables", "optimizers", "memory")))
+            new = tuple(map(same, kept, new, ("variables", "optimizers", "memory")))
             if skip:
                 prefix = f"{update.name}/" if update.name else ""
                 new, report = unless_finite(kept, new, report, prefix)
@@ -128,7 +128,7 @@ def _step(program_parts, names: list[str], state: State, frozen, batch, values, 
         lost = none_acted(metrics)
         memory = jax.tree.map(lambda old, new: jnp.where(lost, old, new), state.memory, memory)
     done = state.done if stop is None else stop(context._replace(memory=memory))
-    memory = _same(state.memory, memory, "memory")  # what prepare returned of it
+    memory = same(state.memory, memory, "memory")  # what prepare returned of it
     names[:] = list(metrics)
     rows = [jnp.stack([jnp.asarray(x, jnp.float32) for x in metrics[n][:2]]) for n in names]
     done = jnp.asarray(done, bool)

@@ -1,6 +1,7 @@
 """K-centre selection against brute force."""
 
 import itertools
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -117,6 +118,28 @@ def chosen(strategy, k=5, seed=0, **changes):
 def test_every_strategy_chooses_distinct_rows_and_at_last_all(strategy):
     assert len(set(chosen(strategy))) == 5
     assert sorted(chosen(strategy, 30)) == list(range(30))
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_where_nothing_is_labelled_every_strategy_still_chooses(strategy):
+    nothing = {
+        "labeled_probs": np.empty((0, 4)),
+        "labeled_features": np.empty((0, 5)),
+        "labels": np.empty(0, int),
+    }
+    rows = chosen(strategy, 7, **nothing)
+    assert len(set(rows.tolist())) == 7
+    if strategy == "pcoreset":  # k-centres without a first centre
+        assert rows.tolist() == k_center_greedy(PROBS, np.empty((0, 4)), 7).tolist()
+
+
+def test_distances_to_the_nearest_centre_are_kept_and_those_to_all_are_not():
+    points, centers = (np.random.default_rng(n).normal(size=(n, 2)) for n in (4_000, 500))
+    tracemalloc.start()
+    k_center_greedy(points, centers, 3)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < len(points) * len(centers) * 8 / 10
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)

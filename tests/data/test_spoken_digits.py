@@ -1,5 +1,7 @@
 """Pairs of written and spoken digits: same class, same split, the same every time."""
 
+import wave
+
 import numpy as np
 import pytest
 
@@ -98,11 +100,56 @@ def test_a_file_that_cannot_be_used_is_refused_in_one_line(change, message, tmp_
         load(f"spoken_digits:{tmp_path / 'fsdd.npz'}")
 
 
-def test_without_the_file_it_says_what_is_needed():
+def test_without_the_file_it_says_where_to_get_it():
     with pytest.raises(
-        FileNotFoundError, match=r"needs the Free Spoken Digit Dataset as one \.npz"
+        FileNotFoundError, match=r"git clone https://\S+ .*, or one \.npz with audio"
     ):
         load("spoken_digits:nowhere.npz")
+
+
+def publish(folder, held, **format):
+    """The recordings as they are published, a file each."""
+    speakers = np.tile(np.repeat(["zoe", "al_b"][::-1], RECORDINGS), 10)
+    for clip, label, speaker, index in zip(held["audio"], held["label"], speakers, held["index"]):
+        with wave.open(str(folder / f"{label}_{speaker}_{index}.wav"), "wb") as file:
+            file.setparams(
+                (format.get("channels", 1), 2, format.get("rate", 8000), 0, "NONE", "none")
+            )
+            file.writeframes(clip.astype("<i2").tobytes())
+
+
+def test_the_published_recordings_are_the_same_pairs(path, pairs, tmp_path):
+    (tmp_path / "README.md").touch()  # is no recording
+    held = recordings()
+    long = np.concatenate([held["audio"], np.zeros((240, 9000), np.int16)], 1)
+    long[:, 8000:] = 1000  # after the first second, so not heard
+    publish(tmp_path, {**held, "audio": long})
+    found = load(f"spoken_digits:{tmp_path}")
+    one = {**held, "audio": long[:, :8000]}
+    np.savez(tmp_path / "fsdd.npz", **one)
+    packed = load(f"spoken_digits:{tmp_path / 'fsdd.npz'}")
+    for split, records in found.splits.items():
+        for name, x in records.arrays().items():
+            np.testing.assert_array_equal(x, packed.splits[split].arrays()[name])
+
+
+def test_a_folder_that_cannot_be_used_is_refused_in_one_line(tmp_path):
+    with pytest.raises(ValueError, match=r"holds no DIGIT_SPEAKER_INDEX\.wav"):
+        load(f"spoken_digits:{tmp_path}")
+    (tmp_path / "0_zoe_0.wav").write_bytes(b"RIFF")
+    with pytest.raises(ValueError, match=r"0_zoe_0\.wav cannot be read"):
+        load(f"spoken_digits:{tmp_path}")
+    publish(tmp_path, recordings(), channels=2)
+    with pytest.raises(
+        ValueError, match=r"0_al_b_0\.wav cannot be read: it is not mono of 16 bits"
+    ):
+        load(f"spoken_digits:{tmp_path}")
+    for file in tmp_path.iterdir():
+        file.unlink()
+    publish(tmp_path, recordings())
+    publish(tmp_path, {k: x[:1] for k, x in recordings().items() if k != "sample_rate"}, rate=16000)
+    with pytest.raises(ValueError, match=r"different sample rates: \[8000, 16000\]"):
+        load(f"spoken_digits:{tmp_path}")
 
 
 @pytest.mark.parametrize("missing", [(0.6, 0.6), (-0.1, 0.0), (0.1,)])

@@ -306,6 +306,7 @@ def test_texts_with_labels_are_rows_with_labels(pairs):
         ("python_stdlb", {}, "did you mean 'python_stdlib'"),
         ("txt:x", {}, "no text corpus 'txt:x'"),
         ("python_stdlib", {"seed": 1}, "takes no options"),
+        ("jsonl:{pairs}", {}, "pairs.jsonl.gz, line 1: no 'text'"),
         ("jsonl:{pairs}", {"text": "answer"}, "pairs.jsonl.gz, line 1: no 'answer'"),
         ("jsonl:{pairs}", {"text": "more.1.output"}, "no 'more.1.output'"),
         ("jsonl:{pairs}", {"text": "more"}, "is no text"),

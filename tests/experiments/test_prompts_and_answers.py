@@ -55,5 +55,5 @@ def test_its_method_runs(config):
 
 def test_the_default_names_a_file_that_the_user_has_to_bring(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"there is no file gsm8k\.jsonl\.gz"):
+    with pytest.raises(ValueError, match=r"no file gsm8k\.jsonl\.gz; .*'question' and 'answer'"):
         tasks.task(gsm8k.get_config())

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdjax.losses import clip_distillation as clip
+from kdjax.losses import clip_features
 from kdjax.losses.contrastive import clip_info_nce, l2_normalize
 
 quick = settings(deadline=None, database=None, derandomize=True, max_examples=15)
@@ -20,11 +21,13 @@ BIAS = jnp.float32(np.random.default_rng(8).normal(size=(2, FEATURES)))
 
 LOSSES = {
     "ckd": functools.partial(clip.clip_kd_ckd, student_scale=3.0, teacher_scale=5.0),
-    "fd": clip.clip_kd_fd,
+    "fd": clip_features.clip_kd_fd,
     "icl": functools.partial(clip.clip_kd_icl, scale=2.66),
     "cross_kd": functools.partial(clip.clip_kd_cross_kd, scale=2.66, teacher_scale=5.0),
-    "gd": functools.partial(clip.clip_kd_gd, student_temperature=0.4, teacher_temperature=0.3),
-    "afd": lambda *features, **options: clip.clip_kd_afd(
+    "gd": functools.partial(
+        clip_features.clip_kd_gd, student_temperature=0.4, teacher_temperature=0.3
+    ),
+    "afd": lambda *features, **options: clip_features.clip_kd_afd(
         *features, *KERNEL, *BIAS, scale=2.0, **options
     ),
     "affinity": functools.partial(clip.affinity_mimicking, student_scale=3.0, teacher_scale=5.0),
@@ -57,7 +60,7 @@ def test_affinity_of_equal_logits_is_the_teachers_entropy():
 
 def test_features_of_orthogonal_directions_are_two_apart():
     student, teacher = jnp.array([[3.0, 0.0]]), jnp.array([[0.0, 1.0]])
-    close(clip.clip_kd_fd(student, student, teacher, teacher), [2.0])
+    close(clip_features.clip_kd_fd(student, student, teacher, teacher), [2.0])
 
 
 def test_interactive_contrast_with_the_teacher_itself_is_info_nce():
@@ -105,9 +108,11 @@ def test_augmented_features_are_contrasted_by_clips_loss():
     "loss",
     [
         functools.partial(clip.clip_kd_ckd, student_scale=3.0, teacher_scale=3.0),
-        clip.clip_kd_fd,
+        clip_features.clip_kd_fd,
         functools.partial(clip.clip_kd_cross_kd, scale=3.0, teacher_scale=3.0),
-        functools.partial(clip.clip_kd_gd, student_temperature=0.4, teacher_temperature=0.4),
+        functools.partial(
+            clip_features.clip_kd_gd, student_temperature=0.4, teacher_temperature=0.4
+        ),
     ],
     ids=["ckd", "fd", "cross_kd", "gd"],
 )

@@ -255,6 +255,7 @@ def test_public_functions_say_what_they_take_and_return():
 # Where examples of a batch meet; elsewhere the axis of the batch is only carried along.
 COMPARING = [
     "clip_distillation",
+    "clip_features",
     "contrastive",
     "correlations",
     "data_free",

@@ -15,8 +15,12 @@ def plain_kl(p_logits, q_logits):
     return jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
 
 
-def rows():
-    return jnp.asarray(3 * np.random.default_rng(0).normal(size=(3, 5)))
+# `softmax_kl` has one form for the first and another for the second and third.
+FEW, VECTORS, MANY = 5, 2 * log_space.VECTOR, log_space.FEW_CLASSES + 1
+
+
+def rows(classes=FEW):
+    return jnp.asarray(3 * np.random.default_rng(0).normal(size=(3, classes)))
 
 
 def of_both(kl):
@@ -24,11 +28,11 @@ def of_both(kl):
 
 
 def of_p(kl):
-    return lambda x: kl(x, jnp.flip(rows()))
+    return lambda x: kl(x, jnp.flip(rows(x.shape[-1])))
 
 
 def of_q(kl):
-    return lambda x: kl(jnp.flip(rows()), x)
+    return lambda x: kl(jnp.flip(rows(x.shape[-1])), x)
 
 
 PAIRS = {  # ours, the plain formula
@@ -41,11 +45,16 @@ PAIRS = {  # ours, the plain formula
 }
 
 
-@pytest.mark.parametrize("name", PAIRS)
-def test_derivatives_of_both_orders_and_modes_are_those_of_the_plain_formula(name):
+CASES = [(name, FEW) for name in PAIRS] + [(name, MANY) for name in PAIRS if "kl" in name]
+
+
+@pytest.mark.parametrize(("name", "classes"), CASES)
+def test_derivatives_of_both_orders_and_modes_are_those_of_the_plain_formula(name, classes):
     with jax.enable_x64(True):
         ours, plain = PAIRS[name]
-        x = rows()
+        x = rows(classes)
+        # Largest logits that differ by less than their probabilities can tell.
+        x = x.at[0].add(-1 - x[0].max()).at[0, :2].set(jnp.array([0.0, -1e-20]))
         direction, other = jnp.cos(x), jnp.sin(x)
 
         def derivatives(function):
@@ -66,9 +75,10 @@ def test_derivatives_of_both_orders_and_modes_are_those_of_the_plain_formula(nam
             np.testing.assert_allclose(got, expected, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("classes", [FEW, VECTORS, MANY])
 @pytest.mark.parametrize("name", ["p", "q"])
-def test_classes_without_mass_change_no_other_and_get_no_gradient(name):
-    padded = jnp.full((3, 7), -INF).at[:, 1:6].set(rows().astype(jnp.float32))
+def test_classes_without_mass_change_no_other_and_get_no_gradient(name, classes):
+    padded = jnp.full((3, classes), -INF).at[:, 1:-1].set(rows(classes - 2).astype(jnp.float32))
     other = jnp.where(padded == -INF, -INF, padded[:, ::-1])
 
     def total(x, y):
@@ -76,18 +86,20 @@ def test_classes_without_mass_change_no_other_and_get_no_gradient(name):
 
     for function in (total, lambda x, y: jnp.sum(jnp.sin(jax.grad(total)(x, y)))):
         got = jax.jit(jax.grad(function))(padded, other)
-        alone = jax.grad(function)(padded[:, 1:6], other[:, 1:6])
-        np.testing.assert_array_equal(got[:, jnp.array([0, 6])], 0.0)
-        np.testing.assert_allclose(got[:, 1:6], alone, rtol=1e-5, atol=1e-6)
+        alone = jax.grad(function)(padded[:, 1:-1], other[:, 1:-1])
+        np.testing.assert_array_equal(got[:, jnp.array([0, -1])], 0.0)
+        np.testing.assert_allclose(got[:, 1:-1], alone, rtol=1e-5, atol=1e-6)
 
 
-def test_a_row_without_any_support_has_no_gradient():
-    x, empty = jnp.arange(4.0), jnp.full(4, -INF)
+@pytest.mark.parametrize("classes", [FEW, VECTORS, MANY])
+def test_a_row_without_any_support_has_no_gradient(classes):
+    x, empty = jnp.arange(classes, dtype=jnp.float32), jnp.full(classes, -INF)
 
     def gradients(p_logits, q_logits):
         return jax.grad(log_space.softmax_kl, (0, 1))(p_logits, q_logits)
 
-    assert log_space.softmax_kl(empty, x) == 0
+    assert log_space.softmax_kl(empty, x) == log_space.softmax_kl(empty, empty) == 0
+    assert log_space.softmax_kl(x, empty) == INF
     for gradient in (*gradients(empty, x), *gradients(empty, empty)):
         np.testing.assert_array_equal(gradient, 0.0)
     np.testing.assert_array_equal(log_space.softmax(empty), 0.0)
@@ -107,9 +119,11 @@ def test_a_probability_that_underflows_adds_nothing_beside_an_excluded_class():
         np.testing.assert_allclose(got, [*expected, 0.0], rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize("classes", [FEW, VECTORS, MANY])
 @pytest.mark.parametrize("at", [0, 1])
-def test_a_nan_is_never_hidden(at):
-    arguments = [jnp.arange(4.0), jnp.arange(4.0)[::-1]]
+def test_a_nan_is_never_hidden(at, classes):
+    x = jnp.arange(classes, dtype=jnp.float32)
+    arguments = [x, x[::-1]]
     arguments[at] = arguments[at].at[2].set(jnp.nan)
     assert jnp.isnan(log_space.softmax_kl(*arguments))
     assert jnp.all(jnp.isnan(log_space.softmax(arguments[at])))

@@ -11,6 +11,7 @@ from kdjax.data.selection import covering_radius, k_center_greedy
 from kdjax.methods import active_kd, dho, zero_shot
 from kdjax.methods.task import Task
 from kdjax.training import Compute, Stage, run
+from kdjax.training.stage import Context
 from kdjax.training.step import _compiled
 
 ROUNDS = dict(rounds=2, queries=7, labels_per_class=1, labeled_batch_size=16)
@@ -163,11 +164,34 @@ def test_a_query_is_a_computation_that_a_journal_keeps(taught, tmp_path):
         (dict(lag=True), 'lag needs teacher="clap"'),
         (dict(beta=0.0), "beta must be positive"),
         (dict(lam=2.0), r"lam must be in \[0, 1\]"),
+        (dict(temperature=0.0), "temperature must be positive, got 0.0"),
+        (dict(alpha=1.5), r"alpha must be in \[0, 1\], got 1.5"),
+        (dict(labeled_batch_size=0), "labeled_batch_size must be at least 1"),
+        (dict(class_order=(0, 2)), r"class_order must be a permutation, got \(0, 2\)"),
+        (dict(class_order=(1, 0), teacher="clap"), "learns in the order of the labels"),
     ],
 )
 def test_a_bad_config_is_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         active_kd.Config(**fields)
+
+
+def test_a_teacher_of_another_class_order_is_refused_or_read_in_that_of_the_labels(taught):
+    order = tuple(np.random.default_rng(0).permutation(10).tolist())  # column of each class
+    words = taught.given["teacher"]["params"]["class_embeddings"]
+    shuffled = jnp.zeros_like(words).at[np.array(order)].set(words)
+
+    def lesson(embeddings, **options):
+        task = taught.with_teacher({"params": {"class_embeddings": embeddings}})
+        stage = active_kd.recipe(task, active_kd.Config(**ROUNDS, **options)).send(None)
+        batch = {n: s.assemble(s.table, next(s.items())) for n, s in stage.data.items()}
+        context = Context({}, jax.random.key(0), jnp.int32(0), {})
+        found, _ = stage.program.prepare(stage.variables, batch, context)
+        return found["unlabeled"]["teacher_logits"]
+
+    np.testing.assert_allclose(lesson(shuffled, class_order=order), lesson(words), rtol=1e-6)
+    with pytest.raises(ValueError, match="class_order has 2 classes, the teacher 10"):
+        lesson(words, class_order=(1, 0))
 
 
 def test_bad_tasks_are_refused(taught):

@@ -120,10 +120,12 @@ def test_synflow_passes_normalisations_by():
 
 
 @pytest.mark.slow
-def test_zen_counts_what_normalisations_divide_by():
-    first = proxies(NET, KEY, (X,), LABELS, tap="last/out", rectified=RELUS, names=["zen"])
+@pytest.mark.parametrize("scale", [1, 1e6])
+def test_zen_counts_what_normalisations_divide_by(scale):
+    network = Network(NET.init, lambda v, x, **options: NET.apply(v, scale * x, **options))
+    first = proxies(network, KEY, (X,), LABELS, tap="last/out", rectified=RELUS, names=["zen"])
     # Inputs of zen are noise: the batch gives only their shape.
-    again = proxies(NET, KEY, (7 * X,), LABELS, tap="last/out", rectified=RELUS, names=["zen"])
+    again = proxies(network, KEY, (7 * X,), LABELS, tap="last/out", rectified=RELUS, names=["zen"])
     assert first == again
     assert np.isfinite(first["zen"])
     rng = jax.random.split(jax.random.fold_in(KEY, 1), 3)
@@ -131,7 +133,7 @@ def test_zen_counts_what_normalisations_divide_by():
     noise = jax.random.normal(rng[1], X.shape)
     near = noise + 0.01 * jax.random.normal(rng[2], X.shape)
     taps = ("conv0/out", "last/conv/out", "last/out")
-    one, two = (NET.apply(variables, x, train=True, taps=taps).taps for x in (noise, near))
+    one, two = (network.apply(variables, x, train=True, taps=taps).taps for x in (noise, near))
     gap = jnp.mean(jnp.sum(jnp.abs(one["last/out"] - two["last/out"]), (1, 2, 3)))
     variances = [jnp.mean(jnp.var(one[name], (0, 1, 2))) for name in taps[:2]]
     expected = jnp.log(gap) + sum(jnp.log(v) / 2 for v in variances)
@@ -179,6 +181,10 @@ def test_costs_are_counted_by_hand():
         (
             lambda: proxies(NET, KEY, (X, X), LABELS, tap="last/out", rectified=RELUS),
             "read one input, got 2",
+        ),
+        (
+            lambda: proxies(NET, KEY, (X[:1],), LABELS[:1], tap="last/out", rectified=RELUS),
+            "need two examples or more, got 1: normalisations use the statistics of the batch",
         ),
     ],
 )

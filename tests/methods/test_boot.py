@@ -293,6 +293,7 @@ def test_a_bad_config_is_refused(changes, message):
     [
         ({"t_max": 1.0}, "t_max=1.0: no signal is left there"),
         ({"t_min": 0.0}, "at 0 there is no noise"),
+        ({"t_min": 0.5, "t_max": 0.5}, "t_min=0.5 and t_max=0.5 must be 0 < t_min < t_max"),
         ({"schedule": "sine"}, "schedule must be one of"),
         ({"prediction": "data"}, "prediction must be one of"),
         ({"guidance": 2.0}, "guidance=2.0 needs conditions, and there are none"),

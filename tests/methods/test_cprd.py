@@ -8,12 +8,10 @@ import numpy as np
 import pytest
 import retrieval_toys
 
-from kdjax import losses, networks
+from kdjax import losses
 from kdjax.methods import contrastive, cprd
-from kdjax.methods.retrieval_task import RetrievalTask
 from kdjax.training import run
 from kdjax.training.gradients import gradient
-from kdjax.training.optimizers import Training
 from kdjax.training.stage import Context
 from kdjax.training.state import pick
 
@@ -22,14 +20,7 @@ CONFIG = cprd.Config(candidates=4)
 
 @pytest.fixture(scope="module")
 def task():
-    options = dict(image=dict(name="mlp", widths=(16,)), embedding=8)
-    text = dict(width=8, depth=1, heads=2)
-    nets = {
-        "teacher": networks.build("cross_encoder", 257, text=text, hidden=8, **options),
-        "student": networks.build("dual_encoder", 257, text=text, **options),
-    }
-    training = {role: Training(steps=40, batch_size=16, learning_rate=1e-2) for role in nets}
-    return RetrievalTask(retrieval_toys.pairs(), nets, training, validate_every=20)
+    return dataclasses.replace(retrieval_toys.crossed(), given={})
 
 
 def context():

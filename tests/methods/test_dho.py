@@ -13,7 +13,7 @@ from kdjax.methods import dho, zero_shot
 from kdjax.methods.task import Task
 from kdjax.training import MetricWriter, run, traced
 from kdjax.training.gradients import gradient
-from kdjax.training.stage import Context
+from kdjax.training.stage import Context, made
 from kdjax.training.state import pick
 
 SMALL = dict(labels_per_class=2, labeled_batch_size=16)
@@ -45,7 +45,8 @@ def gradients(stage, batch, parts=1, values=()):
     (update,) = stage.program.updates
     read = {**stage.values, **dict(values)}
     context = Context({}, jax.random.key(0), jnp.int32(0), jax.tree.map(jnp.float32, read))
-    live = {"student": dict(stage.variables["student"])}
+    roles = stage.program.live
+    live = {role: dict(made(stage.variables[role])) for role in roles}
     frozen = {"teacher": stage.variables["teacher"]}
 
     @jax.jit
@@ -152,6 +153,45 @@ def test_tied_heads_have_the_gradient_of_one_head(taught):
         both = two["student"][f"head/{name}"] + two["student"][f"kd_head/logits/{name}"]
         close(both, one["student"][f"head/{name}"])
     assert float(optax.tree.norm(under(one, "kd_head/"))) == 0
+
+
+def test_features_are_taught_through_a_map_of_their_own_and_past_the_head(taught):
+    config = dho.Config(**SMALL, heads="single", signal="features", lam=0.3)
+    stage = stage_of(taught, config)
+    batch = batch_of(stage)
+    whole, grads, metrics = gradients(stage, batch)
+    for term in ("kd_labeled", "kd_unlabeled"):
+        assert float(optax.tree.norm(under(grads[term], "head/", "kd_head/"))) == 0
+        assert float(optax.tree.norm(under(grads[term], "dense0/"))) > 0
+        assert float(optax.tree.norm(grads[term]["projector"])) > 0
+    assert float(optax.tree.norm(grads["cross_entropy"]["projector"])) == 0
+    student, linear = (made(stage.variables[role]) for role in ("student", "projector"))
+    apart = []
+    for part in batch.values():
+        taught_by = part["image"].reshape(len(part["image"]), -1)  # the teacher sees pixels
+        nets = dho.dual_task(taught, config).networks
+        said = nets["student"].apply(student, part["image"]).output["features"]
+        layer = linear["params"]["linear"]
+        apart.append(np.mean((said @ layer["kernel"] + layer["bias"] - taught_by) ** 2))
+    for name, expected in zip(batch, apart):
+        found = metrics[f"loss/kd_{name}"]
+        np.testing.assert_allclose(found.total / found.weight, expected, rtol=1e-4)
+    close(gradients(stage, batch, parts=4)[0], whole)
+
+
+def test_features_are_refused_where_there_are_none(taught):
+    config = dho.Config(**SMALL, heads="single", signal="features")
+    with pytest.raises(ValueError, match="cache_teacher keeps logits"):
+        dho.check(dataclasses.replace(taught, cache_teacher=True), config)
+    bare = taught.networks["teacher"]
+    blind = bare._replace(
+        apply=lambda *x, **options: (out := bare.apply(*x, **options))._replace(
+            output=out.output["logits"]
+        )
+    )
+    nets = {**taught.networks, "teacher": blind}
+    with pytest.raises(ValueError, match="the teacher's output has no 'features'"):
+        dho.check(dataclasses.replace(taught, networks=nets), config)
 
 
 def test_labels_of_the_unlabelled_stream_are_never_read(taught):
@@ -290,6 +330,8 @@ def test_a_cached_teacher_gives_the_gradient_of_a_live_one(taught):
         (dict(unlabeled="none"), "unlabeled must be one of"),
         (dict(alignment="all"), "alignment must be one of"),
         (dict(interpolation="mean"), "interpolation must be one of"),
+        (dict(signal="pixels"), "signal must be one of"),
+        (dict(signal="features"), 'signal="features" needs heads="single"'),
         (dict(class_order=(0, 2)), r"class_order must be a permutation, got \(0, 2\)"),
     ],
 )

@@ -12,7 +12,7 @@ from kdjax import methods
 from kdjax.data import Split
 from kdjax.methods import distillm, rollouts, sequence_kd
 from kdjax.methods.distillm import BUFFER, DATA, STUDENT
-from kdjax.training import Settings, run
+from kdjax.training import MetricWriter, Settings, run
 
 CONFIG = distillm.Config(capacity=16, threshold=1.0)
 
@@ -33,8 +33,7 @@ def stage():
 
 @pytest.fixture(scope="module")
 def ready(stage):
-    streams = {"corpus": toys.batch(8, 6), "validation": toys.batch(8, 7)}
-    return toys.prepared(stage, {"train": toys.batch(8), **streams})
+    return toys.prepared(stage, {"train": toys.batch(8), "corpus": toys.batch(8, 6)})
 
 
 def test_new_rows_enter_the_buffer_and_are_trained_on(stage, ready):
@@ -45,7 +44,6 @@ def test_new_rows_enter_the_buffer_and_are_trained_on(stage, ready):
     for name in rollouts.ROW:
         np.testing.assert_array_equal(memory["buffer"][name][:8], batch["train"][name])
     assert float(memory["threshold"]) == 1.0
-    assert np.isnan(memory["reference"])  # step 3 validates nothing
 
 
 def test_gradients_do_not_depend_on_padding_or_micro_batches(stage, ready):
@@ -83,17 +81,33 @@ def test_the_threshold_rises_only_where_the_loss_does():
     assert float(distillm.raised(0.95, 1.0, 2.0, config)[0]) == 1.0
 
 
-def test_validation_within_the_step_is_that_of_the_split():
-    """Steps 0 and 6 of 12 validate; their loss is what the engine's validation finds."""
-    task = toys.given()
-    recipe = distillm.recipe(task, distillm.Config(epsilon=0.0, capacity=16))
+def test_the_threshold_follows_the_stages_own_validation_and_no_other():
+    """A learning rate far too high: the loss rises above that of the untrained student."""
+    training = toys.task().training
+    wild = dataclasses.replace(training["student"], learning_rate=3.0)
+    task = toys.given(training={**training, "student": wild}, validate_every=3)
+    config = distillm.Config(epsilon=0.0, threshold_step=0.25, capacity=16)
+    recipe = distillm.recipe(task, config)
     stage = recipe.send(None)
+    assert set(stage.data) == {"train"}  # the step reads no rows of the split
+    recipe.close()
+
+    writer = MetricWriter(None)
+    run(distillm.recipe(task, config), settings=Settings(log_every=1), metrics=writer)
     rows = task.dataset.splits["validation"].arrays()
     batch = {**rows, "id": np.arange(16), "where": np.ones(16, bool)}
-    _, memory = toys.prepared(stage, {"train": toys.batch(16), "validation": batch}, step=0)
-    wanted = jax.jit(stage.validation.evaluate)(stage.variables, batch)["log_likelihood"]
-    np.testing.assert_allclose(memory["reference"], -wanted.total / wanted.weight, rtol=1e-5)
-    assert sorted(next(stage.data["validation"].items())["row"].tolist()) == list(range(16))
+    first = jax.jit(stage.validation.evaluate)(stage.variables, batch)["log_likelihood"]
+    losses = {0: -float(first.total / first.weight)}
+    losses |= {r["step"]: -r["log_likelihood"] for r in writer.rows if r["kind"] == "validation"}
+    assert list(losses) == [0, 3, 6, 9, 12]
+    phi, reference, wanted = 0.0, np.inf, {}
+    for step in range(12):
+        if step in losses and losses[step] >= reference:
+            phi, reference = min(phi + 0.25, 1.0), losses[step]
+        reference = losses[0] if step == 0 else reference
+        wanted[step + 1] = phi
+    assert len(set(wanted.values())) > 1
+    assert wanted == {r["step"]: r["threshold"] for r in writer.rows if r["kind"] == "train"}
 
 
 @pytest.mark.slow
@@ -131,11 +145,6 @@ def test_a_task_that_does_not_fit_is_refused():
         distillm.recipe(toys.given(), distillm.Config(capacity=8)).send(None)
     with pytest.raises(ValueError, match=r"corpus_weight=1.0 needs a split 'corpus'"):
         distillm.recipe(toys.given(), distillm.Config(corpus_weight=1.0)).send(None)
-    training = toys.task().training
-    many = dataclasses.replace(training["student"], batch_size=32)
-    task = toys.given(training={**training, "student": many})
-    with pytest.raises(ValueError, match="toys/validation has 16 rows, fewer than a batch"):
-        distillm.recipe(task, distillm.Config()).send(None)
 
 
 BAD = {
@@ -157,6 +166,5 @@ def test_a_bad_config_is_refused(field, value):
         methods.configure("distillm", **{field: value})
 
 
-def test_a_step_trains_on_a_batch_not_on_the_rows_that_validate(stage):
-    assert stage.data["validation"].batch_size == 16
+def test_a_step_trains_on_a_batch_and_on_one_of_the_corpus(stage):
     assert stage.examples == 2 * 8  # of the rows, and of the corpus

@@ -10,7 +10,7 @@ import pytest
 from kdjax import data, losses, networks
 from kdjax.methods import mst_distill
 from kdjax.methods.task import Task
-from kdjax.training import divide, run
+from kdjax.training import NonFiniteLoss, Stage, divide, run
 from kdjax.training.gradients import gradient
 from kdjax.training.optimizers import Training
 from kdjax.training.stage import Context
@@ -23,6 +23,9 @@ CONFIG = mst_distill.Config(
     cotraining_steps=3,
     mask_steps=4,
 )
+
+
+STUDENT = Training(steps=4, batch_size=16, learning_rate=1e-2)
 
 
 @pytest.fixture(scope="session")
@@ -46,8 +49,7 @@ def task(halves):
         "student": networks.build("mlp", 3, widths=(5,)),
     }
     reads = {"teacher": ("left", "right"), "cross_modal_teacher": "right", "student": "left"}
-    training = {"student": Training(steps=4, batch_size=16, learning_rate=1e-2)}
-    return Task(halves, nets, training, input=reads, validate_every=2)
+    return Task(halves, nets, {"student": STUDENT}, input=reads, validate_every=2)
 
 
 @pytest.fixture
@@ -89,6 +91,23 @@ def size(tree):
     return sum(float(jnp.abs(x).sum()) for x in jax.tree.leaves(tree))
 
 
+def watched(task, config=CONFIG):
+    """`(what the recipe returns, name -> (stage, its outcome))` of a run."""
+    stages = {}
+
+    def recipe():
+        made, sent = mst_distill.recipe(task, config), None
+        while True:
+            try:
+                stage = made.send(sent)
+            except StopIteration as end:
+                return end.value
+            sent = yield stage
+            stages[stage.name] = stage, sent
+
+    return run(recipe(), seed=0), stages
+
+
 def close(a, b, rtol=2e-5):
     scale = max(float(jnp.abs(x).max()) for x in jax.tree.leaves(b))
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=rtol, atol=rtol * scale), a, b)
@@ -96,19 +115,7 @@ def close(a, b, rtol=2e-5):
 
 @pytest.mark.slow
 def test_every_stage_trains_its_own_and_nothing_else(task):
-    stages = {}
-
-    def watched():
-        recipe, sent = mst_distill.recipe(task, CONFIG), None
-        while True:
-            try:
-                stage = recipe.send(sent)
-            except StopIteration as end:
-                return end.value
-            sent = yield stage
-            stages[stage.name] = stage, sent
-
-    result = run(watched(), seed=0)
+    result, stages = watched(task)
     assert list(stages) == ["cotraining", "masks", "distill"]
     (_, first), (second, masks), (third, last) = stages.values()
     assert set(first.variables) == set(mst_distill.PEERS)
@@ -205,33 +212,135 @@ def test_weights_fall_after_the_first_epoch(play):
         np.testing.assert_allclose(found, [1.0, 1.0, after])
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"active_teachers": 5}, "active_teachers must be >= 1 and <= 4, got 5"),
-        ({"active_teachers": 0}, "active_teachers must be >= 1"),
-        ({"temperature": 0.0}, "temperature must be finite and > 0"),
-        ({"routing": "best"}, "routing must be one of"),
-        ({"teacher_layers": None, "cross_modal_layers": None}, "nobody teaches"),
-        ({"teacher_layers": "hidden/in"}, "teacher_layers must be a tuple"),
-        ({"teacher_layers": (), "cross_modal_layers": None, "balance": "cv"}, "0 / 0"),
-        ({"balance_decay": 1.5}, r"balance_decay must lie in \[0, 1\]"),
-        ({"mask_steps": 0}, "mask_steps must be >= 1"),
-    ],
-)
-def test_bad_configs_are_refused(changes, message):
+CONFIGS = {
+    "more teachers than there are": (
+        dict(active_teachers=5),
+        "active_teachers must be >= 1 and <= 4, got 5",
+    ),
+    "no teacher": (dict(active_teachers=0), "active_teachers must be >= 1"),
+    "temperature": (dict(temperature=0.0), "temperature must be finite and > 0"),
+    "routing": (dict(routing="best"), "routing must be one of"),
+    "nobody": (dict(teacher_layers=None, cross_modal_layers=None), "nobody teaches"),
+    "no tuple": (dict(teacher_layers="hidden/in"), "teacher_layers must be a tuple"),
+    "variation of one": (
+        dict(teacher_layers=(), cross_modal_layers=None, balance="cv"),
+        "balance='cv' of one teacher is 0 / 0; use 'kl'",
+    ),
+    "decay": (dict(balance_decay=1.5), r"balance_decay must lie in \[0, 1\]"),
+    "steps": (dict(mask_steps=0), "mask_steps must be >= 1"),
+    "heads": (dict(heads=0), "heads must be >= 1"),
+    "weight": (dict(balance_weight=-1.0), "balance_weight must be finite and >= 0"),
+}
+
+
+@pytest.mark.parametrize("case", CONFIGS)
+def test_bad_configs_are_refused(case):
+    changes, message = CONFIGS[case]
     with pytest.raises(ValueError, match=message):
         mst_distill.Config(**changes)
 
 
-def test_tasks_that_do_not_fit_are_refused_before_anything_is_trained(task):
-    def first(task, **changes):
-        return next(mst_distill.recipe(task, dataclasses.replace(CONFIG, **changes)))
+def _networks(task, **changes):
+    held = {**task.networks, **changes}
+    return dict(networks={role: network for role, network in held.items() if network})
 
-    with pytest.raises(ValueError, match="no value 'hiden/in'; it has"):
-        first(task, teacher_layers=("hiden/in",))
-    with pytest.raises(ValueError, match="needs at least 40 channels, got 12"):
-        first(task, factor=20)
-    two = {r: n for r, n in task.networks.items() if r != "cross_modal_teacher"}
-    with pytest.raises(ValueError, match="'cross_modal_teacher' is not among"):
-        first(dataclasses.replace(task, networks=two))
+
+# What changes of the task, and of the config -> the message.
+TASKS = {
+    "no such layer": (lambda t: {}, dict(teacher_layers=("hiden/in",)), "no value 'hiden/in'; it"),
+    "too narrow for a mask": (
+        lambda t: {},
+        dict(factor=20),
+        "a mask with heads=2 and factor=20 needs at least 40 channels, got 12",
+    ),
+    "no cross-modal teacher": (
+        lambda t: _networks(t, cross_modal_teacher=None),
+        {},
+        "'cross_modal_teacher' is not among",
+    ),
+    "other classes": (
+        lambda t: _networks(t, cross_modal_teacher=networks.build("mlp", 4, widths=(8,))),
+        {},
+        "the cross_modal_teacher has 4 classes, the data set 'halves' has 3",
+    ),
+    "an empty batch": (
+        lambda t: dict(training={"student": dataclasses.replace(STUDENT, batch_size=0)}),
+        {},
+        "batch_size must be at least 1, got 0",
+    ),
+    "cached": (lambda t: dict(cache_teacher=True), {}, "teacher.cached: MST-Distill trains"),
+    "quantised": (lambda t: dict(teacher_weights="int8"), {}, "teacher.quantize='int8'"),
+    "given": (
+        lambda t: dict(given={"cross_modal_teacher": t.variables("cross_modal_teacher")}),
+        {},
+        "cross_modal_teacher.checkpoint: MST-Distill trains both teachers itself",
+    ),
+    "trained in a way of its own": (
+        lambda t: dict(training={"student": STUDENT, "cross_modal_teacher": STUDENT}),
+        {},
+        "cross_modal_teacher.training: MST-Distill trains both teachers itself",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", TASKS)
+def test_tasks_that_do_not_fit_are_refused_before_anything_is_trained(case, task):
+    of_task, of_config, message = TASKS[case]
+    config = dataclasses.replace(CONFIG, **of_config)
+    with pytest.raises(ValueError, match=message):
+        mst_distill.check(dataclasses.replace(task, **of_task(task)), config)
+    if of_config:  # who calls the recipe is told too
+        with pytest.raises(ValueError, match=message):
+            next(mst_distill.recipe(task, config))
+
+
+def test_a_teacher_that_is_not_finite_stops_the_run(play, task):
+    cast, variables, _ = play()
+    broken = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), variables["teacher"])
+    stream = {"train": task.stream("student")}
+    program = mst_distill.distillation(cast)
+    stage = Stage("distill", program, {**variables, "teacher": broken}, stream, 4)
+
+    def recipe():
+        return (yield stage)
+
+    with pytest.raises(NonFiniteLoss, match="distill"):
+        run(recipe(), seed=0)
+
+
+@pytest.mark.slow
+def test_the_statistics_of_frozen_teachers_stand_still(task):
+    """Batch normalisation is in test mode in stages 2 and 3, the student's in training mode."""
+    norm = networks.build("mlp", 3, widths=(8, 8), norm=True)
+    config = dataclasses.replace(CONFIG, cross_modal_layers=("dense1/out",))
+    task = dataclasses.replace(task, **_networks(task, cross_modal_teacher=norm, student=norm))
+    result, stages = watched(task, config)
+    moved = stages["cotraining"][1].variables
+    begun = task.variables("cross_modal_teacher")
+    assert size(statistics(moved["cross_modal_teacher"], begun)) > 0  # stage 1 trains
+    for name in ("masks", "distill"):
+        stage, outcome = stages[name]
+        assert "cross_modal_teacher" not in outcome.variables
+        assert (
+            size(statistics(stage.variables["cross_modal_teacher"], moved["cross_modal_teacher"]))
+            == 0
+        )
+    assert size(statistics(result.last, moved["student"])) > 0
+    # What a teacher says of an example does not depend on the others of its batch.
+    cast = mst_distill.cast_of(task, config)
+    stream = task.stream("student")
+    batch = stream.assemble(stream.table, next(stream.items()))
+    roles = {**moved, **stages["masks"][1].variables}
+    m = list(config.specialists).index(("cross_modal_teacher", "dense1/out"))
+    whole, _ = cast.specialist(roles, m, batch, train=True, rng=jax.random.key(0))
+    one, _ = cast.specialist(
+        roles, m, jax.tree.map(lambda x: x[:1], batch), train=True, rng=jax.random.key(0)
+    )
+    np.testing.assert_allclose(whole[:1], one, rtol=1e-5, atol=1e-6)
+
+
+def statistics(one, other):
+    """How the variables besides the parameters differ."""
+    return jax.tree.map(
+        jnp.subtract, *({k: x for k, x in dict(v).items() if k != "params"} for v in (one, other))
+    )

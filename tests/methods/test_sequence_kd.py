@@ -103,9 +103,35 @@ def test_gkd_trains_on_what_the_student_writes_and_not_through_the_sampling():
     assert ready["train"]["on_policy"].tolist() == [1] * 8
 
 
+def test_speculative_kd_trains_on_what_the_student_writes_and_the_teacher_mends():
+    """With K = 1 and no randomness of the teacher's: on its most probable answers."""
+    config = gkd.Config(on_policy=1.0, accept_top_k=1, correction_temperature=0.0)
+    stage = stage_of(gkd, config)
+    ready, _ = toys.prepared(stage, {"train": toys.batch(8)})
+    options = dict(prompt_length=toys.PROMPT, stop=(toys.TOKENIZER.end,), temperature=0.0)
+    greedy = rollouts.roll_out(
+        toys.TEACHER, stage.variables["teacher"], toys.batch(8), jax.random.key(0), **options
+    )
+    for name in rollouts.ROW:
+        np.testing.assert_array_equal(ready["train"][name], greedy.batch[name])
+    counted = ready["train"]["completion"]
+    _, metrics = toys.gradient_of(stage, ready)
+    assert not ready["train"]["corrected"][~counted].any()
+    share = ready["train"]["corrected"][counted].mean()
+    np.testing.assert_allclose(metrics["corrected"], share, rtol=1e-6)
+    assert 0 < share < 1
+
+
+def test_what_speculative_kd_cannot_judge_is_refused_before_the_teacher_is_trained():
+    with pytest.raises(ValueError, match="accept_top_k=25 must be at most the vocabulary, 12"):
+        stage_of(gkd, gkd.Config(**gkd.SPECULATIVE), toys.task())
+    with pytest.raises(ValueError, match="with on_policy=0 it never does"):
+        gkd.Config(on_policy=0.0, accept_top_k=4)
+
+
 @pytest.mark.slow
 def test_the_gradient_of_gkd_does_not_depend_on_padding_or_micro_batches():
-    stage = stage_of(gkd, gkd.Config(on_policy=0.5, seq_kd=True))
+    stage = stage_of(gkd, gkd.Config(on_policy=0.5, seq_kd=True, accept_top_k=4))
     ready, _ = toys.prepared(stage, {"train": toys.batch(8)})
     more = {"train": toys.padded(ready["train"])}
     toys.close(toys.gradient_of(stage, more, 3), toys.gradient_of(stage, ready))
@@ -180,6 +206,9 @@ BAD = {
     ("gkd", "on_policy", 1.5): r"on_policy must be in \[0, 1\]",
     ("gkd", "sampling_temperature", -0.1): "sampling_temperature must not be negative",
     ("gkd", "label_weight", 0.5): "its own samples",
+    ("gkd", "accept_top_k", -1): "accept_top_k must not be negative",
+    ("gkd", "correction_temperature", -1.0): "correction_temperature must not be negative",
+    ("gkd", "top_p", 0.0): r"top_p must be in \(0, 1\]",
 }
 
 

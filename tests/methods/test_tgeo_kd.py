@@ -186,6 +186,29 @@ def test_a_virtual_step_of_rate_0_teaches_the_controller_nothing(taught):
     assert not any(np.any(x) for x in jax.tree.leaves(slope))
 
 
+@pytest.mark.slow
+def test_the_virtual_step_is_no_longer_than_its_clip(taught):
+    def outer(**fields):
+        stage = stage_of(taught, tgeo_kd.Config(**fields))
+        variables = {role: made(x) for role, x in stage.variables.items()}
+        objective, context = stage.program.updates[1].objective, context_of(stage)
+
+        @jax.jit
+        def compute(variables, batch):
+            found = objective(variables, batch, context)
+            return found.terms["cross_entropy"], dict(found.metrics)
+
+        term, metrics = compute(variables, batch_of(stage))
+        clipped = [float(x.total) for n, x in metrics.items() if n == "virtual_clipped"]
+        return float(term.total / term.weight), clipped
+
+    still, _ = outer(virtual_rate=0.0)
+    assert outer(virtual_rate=1.0, virtual_clip=1e-6) == (pytest.approx(still, abs=1e-4), [1.0])
+    free, unknown = outer(virtual_rate=1.0, virtual_clip=0.0)
+    assert unknown == []
+    assert abs(free - still) > 1e-2
+
+
 def test_the_outer_gradient_is_that_of_finite_differences(taught):
     """Along a random direction of the controller, in float64."""
     stage = stage_of(taught, tgeo_kd.Config())

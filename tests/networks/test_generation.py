@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from kdjax.networks import DecoderConfig, build
-from kdjax.networks.generation import Mixture, draw, generate
+from kdjax.networks.generation import Corrector, Mixture, draw, generate
 from kdjax.networks.network import Applied, Network
 
 KEY = jax.random.key(0)
@@ -208,6 +208,78 @@ def test_mixture_samples_from_and_reports_the_mixed_distribution():
         assert stats.chisquare(counts, expected * counts.sum()).pvalue > 1e-3
 
 
+def test_a_corrector_lets_pass_what_is_among_its_best_and_draws_the_rest_itself():
+    """P(y) = q(y) [y among the best two of p] + (1 - q(these two)) p(y)^(1 / T) / Z."""
+    model, other = np.array([0.5, 0.3, 0.15, 0.05]), np.array([0.1, 0.4, 0.3, 0.2])
+    config = DecoderConfig(vocabulary=4, max_length=4)
+    prompts, where = np.zeros((3000, 1), int), np.ones((3000, 1), bool)
+    best = np.array([0, 1, 1, 0])
+    for temperature in (1.0, 0.5):
+        corrector = Corrector(
+            TABLE, config, of_table(np.tile(np.log(other), (4, 1))), 2, temperature
+        )
+        out = generate(
+            TABLE,
+            config,
+            of_table(np.tile(np.log(model), (4, 1))),
+            prompts,
+            where,
+            jax.random.split(KEY, 3000),
+            max_new_tokens=2,
+            corrector=corrector,
+        )
+        tokens, corrected = np.asarray(out.tokens[:, 1:]), np.asarray(out.corrected)
+        sharp = other ** (1 / temperature)
+        for drawn, expected in (
+            (tokens[~corrected], model * best / (model * best).sum()),
+            (tokens[corrected], sharp / sharp.sum()),
+        ):
+            counts, kept = np.bincount(drawn, minlength=4), expected > 0
+            assert counts[~kept].sum() == 0
+            assert stats.chisquare(counts[kept], expected[kept] * counts.sum()).pvalue > 1e-3
+        np.testing.assert_allclose(corrected.mean(), 1 - (model * best).sum(), atol=0.02)
+        np.testing.assert_allclose(out.log_probs, np.log(model)[tokens], atol=1e-5)
+
+
+@functools.cache
+def another(name):
+    """A decoder of the same form as `decoder` makes, and other variables."""
+    network, config, variables = decoder(name)
+    return network, config, jax.tree.map(lambda x: np.roll(x, 1), variables)
+
+
+def test_a_corrector_that_accepts_all_changes_nothing_and_one_that_accepts_one_decodes_greedily():
+    plain = sampled()
+    free = sampled(corrector=Corrector(*another("windowed"), VOCABULARY))
+    np.testing.assert_array_equal(free.tokens, plain.tokens)
+    np.testing.assert_allclose(free.log_probs, plain.log_probs, atol=1e-5)
+    assert not free.corrected.any()
+    assert not plain.corrected.any()
+    strict = sampled(corrector=Corrector(*another("windowed"), 1, 0.0))
+    greedy = generate(
+        *another("windowed"), PROMPTS, WHERE, KEY, max_new_tokens=NEW, temperature=0.0
+    )
+    np.testing.assert_array_equal(strict.tokens, greedy.tokens)
+    assert strict.corrected.any()
+
+
+def test_a_corrector_judges_each_token_after_the_text_as_it_was_mended():
+    accept, name = 4, "windowed"
+    network, _, variables = another(name)
+    out = sampled(name, rng=jax.random.split(KEY, 3), corrector=Corrector(*another(name), accept))
+    free, places = 0, WHERE.sum(1)
+    for row in range(3):
+        known = jnp.asarray(unpadded(out, row))[None]
+        logits = network.apply(variables, known).output["logits"][0]
+        for step in range(NEW):
+            before = logits[places[row] + step - 1]
+            rank = int((before > before[known[0, places[row] + step]]).sum())
+            if not out.corrected[row, step]:
+                free += 1
+                assert rank < accept
+    assert 0 < free < 3 * NEW
+
+
 def test_nothing_is_differentiated():
     def loss(table):
         out = generate(
@@ -294,6 +366,29 @@ def test_draws_follow_the_truncated_distribution(options, support):
             {"mixture": Mixture(TABLE, DecoderConfig(vocabulary=6, max_length=3), {}, 0.5)},
             ValueError,
             r"= 3 - 3 long \(mixture.config\), got 1",
+        ),
+        (
+            {"corrector": Corrector(TABLE, SIX, {}, 7)},
+            ValueError,
+            "corrector.accept must be at most the vocabulary, 6, got 7",
+        ),
+        (
+            {"corrector": Corrector(TABLE, SIX, {}, 0)},
+            ValueError,
+            "corrector.accept must be a positive integer, got 0",
+        ),
+        (
+            {"corrector": Corrector(TABLE, SIX, {}, 1, -1.0)},
+            ValueError,
+            "corrector.temperature must be finite and at least 0, got -1.0",
+        ),
+        (
+            {
+                "corrector": Corrector(TABLE, SIX, {}, 1),
+                "mixture": Mixture(TABLE, SIX, {}, 0.5),
+            },
+            ValueError,
+            "mixture and corrector must not both be given",
         ),
     ],
 )

@@ -1,5 +1,7 @@
 """The networks are those of the literature: counts, shapes, blocks."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +17,7 @@ from kdjax.networks import (
     edges_of,
     from_linen,
 )
+from kdjax.networks.nasbench201 import OPERATIONS
 from kdjax.networks.resnet import BasicBlock
 from kdjax.networks.wrn import WideBlock
 
@@ -128,6 +131,27 @@ def test_a_cell_is_the_sum_over_its_edges():
     second = first + pool(first)  # node 1 is node 0
     expected = first + pool(second)
     np.testing.assert_allclose(found["group0_cell0/out"], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_every_operation_has_the_parameters_that_the_two_published_counts_give_it():
+    fixed, of_1x1 = 73_306, (129_306 - 73_306) // 2
+    of_3x3 = (1_531_546 - fixed) // 6
+    for edges in itertools.islice(itertools.product(OPERATIONS, repeat=6), 0, None, 4_001):
+        found = count_parameters(shapes(build("nasbench201", 10, edges=edges), (1, 32, 32, 3)))
+        counts = [edges.count(name) for name in ("nor_conv_1x1", "nor_conv_3x3")]
+        assert found == fixed + np.dot(counts, (of_1x1, of_3x3)), edges
+
+
+def test_a_cell_without_a_path_gives_the_classifiers_bias_and_a_map_of_zeros():
+    cut = "|nor_conv_3x3~0|+|skip_connect~0|nor_conv_1x1~1|+|none~0|none~1|none~2|"
+    x = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype(np.float32)
+    network = build("nasbench201", 3, edges=edges_of(cut), cells=1, width=2)
+    variables = network.init(KEY, x)
+    found = network.apply(variables, x, train=True, taps=("last/out",))
+    assert found.taps["last/out"].shape == (2, 2, 2, 8)
+    assert not np.any(found.taps["last/out"])
+    bias = np.asarray(variables["params"]["head"]["bias"])
+    np.testing.assert_array_equal(found.output["logits"], [bias, bias])
 
 
 def test_conv_nets_of_every_width_have_classifiers_of_one_shape():

@@ -20,7 +20,7 @@ import training_toys as toys
 from absl import flags
 from jax.sharding import PartitionSpec as P
 
-from experiments import configuration
+from experiments.command import launch
 from kdjax.training import (
     Compute,
     Display,
@@ -80,7 +80,13 @@ def recipe():
     program = toys.program(
         toys.distill, toys.adam(), schedules={"weight": lambda step, steps: step / steps}
     )
-    validation = Validation(toys.accuracy("student"), Split(table, 32), 10)
+    validation = Validation(
+        toys.accuracy("student"),
+        Split(table, 32),
+        10,
+        after=lambda memory, means: {"heard": memory["heard"] + means["accuracy"]},
+    )
+    nothing = {"heard": jnp.float32(0)}
 
     def shift(rng):
         strike("shift", 0)
@@ -91,11 +97,15 @@ def recipe():
     bias = variables["teacher"]["params"]["head"]["bias"] + jnp.asarray(found["shift"], jnp.float32)
     variables["teacher"]["params"]["head"]["bias"] = bias
     stream = Stream(table, 16)
-    first = yield Stage("first", program, variables, {"train": stream}, 20, validation=validation)
+    first = yield Stage(
+        "first", program, variables, {"train": stream}, 20, nothing, validation=validation
+    )
     variables = {**variables, "student": first.variables["student"]}
     if WALK.value:
         stream = Walk(table, 16)
-    outcome = yield Stage("last", program, variables, {"train": stream}, 40, validation=validation)
+    outcome = yield Stage(
+        "last", program, variables, {"train": stream}, 40, nothing, validation=validation
+    )
     return outcome.load()
 
 
@@ -110,12 +120,13 @@ def main(argv):
     again, student = gather(load_variables(workdir / "weights", like)), gather(student)
     jax.tree.map(np.testing.assert_array_equal, student, again)
     score = float(gather(state.selected["score"]))
+    heard = float(gather(state.memory["heard"]))
     if jax.process_index() == 0:
         leaves = jax.tree_util.tree_leaves_with_path(student)
         flat = {jax.tree_util.keystr(path): x for path, x in leaves}
-        np.savez(workdir / "result.npz", score=score, **flat)
+        np.savez(workdir / "result.npz", score=score, heard=heard, **flat)
 
 
 if __name__ == "__main__":
     faulthandler.dump_traceback_later(240, exit=True)  # where it hangs, if it does
-    configuration.launch(main, several=True)
+    launch(main, several=True)

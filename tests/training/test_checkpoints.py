@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from kdjax.training import CheckpointError, load_variables, save_variables
-from kdjax.training.checkpoint import Checkpoints, load, save
+from kdjax.training.checkpoint import Checkpoints, load, save, write_manifest
 
 
 def tree(step):
@@ -113,6 +113,10 @@ def test_a_checkpoint_of_other_arrays_is_refused(tmp_path):
     other = abstract({"a": jnp.ones(4), "c": jnp.ones(2)})
     with pytest.raises(ValueError, match=r"missing: c; extra: b; of another shape: a"):
         load(tmp_path / "c", other)
+    (tmp_path / "e").mkdir()
+    write_manifest(tmp_path / "e", steps=3)
+    with pytest.raises(ValueError, match="is of an earlier version"):
+        load(tmp_path / "e", other)
     with pytest.raises(ValueError, match="two arrays have one path"):
         save(tmp_path / "d", {"a": {"b": jnp.ones(1)}, "a/b": jnp.ones(1)}, {})
 

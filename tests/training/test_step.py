@@ -349,3 +349,55 @@ def test_a_validation_concludes_from_the_means_of_the_whole_split(size):
     missing = Validation(evaluate, split, 5, "f1", conclude)
     with pytest.raises(ValueError, match="score 'f1' is not among the metrics"):
         toys.train(annealed(), pair(), 5, memory={"n": jnp.int32(7)}, validation=missing)
+
+
+def remembering(every, program=None):
+    """A stage that counts its evaluations, and keeps their accuracies in the order they came."""
+
+    def after(memory, means):
+        heard = memory["heard"].at[memory["count"]].set(means["accuracy"])
+        return {"count": memory["count"] + 1, "heard": heard}
+
+    split, writer = toys.Split(toys.problem(), 40), MetricWriter(None)
+    outcome = toys.train(
+        program or annealed(),
+        pair(),
+        10,
+        memory={"count": jnp.int32(0), "heard": jnp.full(8, jnp.nan)},
+        validation=Validation(toys.accuracy("student"), split, every, after=after),
+        metrics=writer,
+    )
+    logged = [row["accuracy"] for row in writer.rows if row["kind"] == "validation"]
+    heard = np.asarray(outcome.memory["heard"])
+    return outcome, heard[: int(outcome.memory["count"])], logged
+
+
+def test_the_program_remembers_every_evaluation_and_one_before_the_first_step():
+    student = pair()["student"]
+    outcome, heard, logged = remembering(4)
+    split = toys.Split(toys.problem(), 96)
+    batch = split.assemble(split.table, next(iter(split.items())))
+    accuracy = toys.accuracy("student")({"student": student}, batch)["accuracy"]
+    assert len(logged) == 3  # steps 4, 8 and 10
+    np.testing.assert_allclose(heard, [accuracy.total / accuracy.weight, *logged], rtol=1e-6)
+    assert int(outcome.selected_step) in (4, 8, 10)  # the first one selects nothing
+
+
+def test_evaluations_past_an_early_end_are_not_remembered():
+    program = toys.program(stop=lambda context: context.step >= 4)
+    _, heard, logged = remembering(2, program=program)
+    assert len(heard) == 1 + len(logged) < 6
+
+
+def test_what_is_remembered_does_not_compile_the_step_again_and_keeps_its_type():
+    program = annealed()
+    remembering(3, program=program)
+    assert compilations(program) == [1]
+    validation = Validation(
+        toys.accuracy("student"),
+        toys.Split(toys.problem(), 40),
+        3,
+        after=lambda memory, means: {"n": means["accuracy"]},
+    )
+    with pytest.raises(ValueError, match=r"memory\['n'\]: int32\[\] became float32\[\]"):
+        toys.train(annealed(), pair(), 5, memory={"n": jnp.int32(7)}, validation=validation)

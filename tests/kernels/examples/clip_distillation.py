@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from kdjax.losses import clip_distillation
+from kdjax.losses import clip_distillation, clip_features
 from kernels.examples.contrastive import rows
 from kernels.examples.example import Example, Refused, draw, normal
 
@@ -43,14 +43,14 @@ def example(kernel, options, student_width=3, student=normal, more=None, refused
 
 EXAMPLES = {
     "clip_kd_ckd": example(clip_distillation.clip_kd_ckd, SCALES, student_width=2),
-    "clip_kd_fd": example(clip_distillation.clip_kd_fd, {}),
+    "clip_kd_fd": example(clip_features.clip_kd_fd, {}),
     "clip_kd_icl": example(clip_distillation.clip_kd_icl, {"scale": 2.0}),
     "clip_kd_cross_kd": example(
         clip_distillation.clip_kd_cross_kd, {"scale": 2.0, "teacher_scale": 3.0}
     ),
-    "clip_kd_gd": example(clip_distillation.clip_kd_gd, TEMPERATURES),
+    "clip_kd_gd": example(clip_features.clip_kd_gd, TEMPERATURES),
     "clip_kd_afd": example(
-        clip_distillation.clip_kd_afd,
+        clip_features.clip_kd_afd,
         {"scale": 2.0},
         student_width=2,
         more={

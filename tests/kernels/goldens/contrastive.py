@@ -7,7 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kdjax.losses import clip_distillation, contrastive, log_space, memory_bank, routing
+from kdjax.losses import (
+    clip_distillation,
+    clip_features,
+    contrastive,
+    log_space,
+    memory_bank,
+    routing,
+)
 from kdjax.losses.contrastive import l2_normalize
 from kernels.goldens.support import loss_and_gradients
 
@@ -175,7 +182,7 @@ def clip_kd(case):
         return clip_distillation.clip_kd_cross_kd(*projected(case), **scales)
 
     def fd(case):
-        return clip_distillation.clip_kd_fd(*projected(case))
+        return clip_features.clip_kd_fd(*projected(case))
 
     def gd(case):
         # The reference passes scales for temperatures.
@@ -183,13 +190,13 @@ def clip_kd(case):
             "student_temperature": case["logit_scale_s"],
             "teacher_temperature": case["logit_scale_t"],
         }
-        return clip_distillation.clip_kd_gd(*projected(case), **temperatures)
+        return clip_features.clip_kd_gd(*projected(case), **temperatures)
 
     def afd(case):
         kernels = case["w_fi"].T, case["w_ft"].T
         biases = case["b_fi"], case["b_ft"]
         scale = case["fusion_scale"]
-        return clip_distillation.clip_kd_afd(*raw(case), *kernels, *biases, scale=scale)
+        return clip_features.clip_kd_afd(*raw(case), *kernels, *biases, scale=scale)
 
     scales = {task: "logit_scale_s", ckd: "logit_scale_s", icl: "cross_scale"}
     scales |= {cross_kd: "cross_scale", fd: None, gd: "logit_scale_s"}
