@@ -75,6 +75,7 @@ def test_500_labelled_images_are_50_a_class_and_always_the_same():
         load("mnist5k").splits["train"].subset(3501, seed=0)
 
 
+@pytest.mark.slow
 def test_two_processes_prepare_at_once_and_say_nothing(tmp_path):
     program = (
         "import hashlib\n"

@@ -353,9 +353,12 @@ def test_entries_are_found_in_any_order_and_written_once(tmp_path):
     order = np.random.default_rng(3).permutation(25)
     cache = written(tmp_path, {"x": examples["x"][order]}, size=7)
     assert len(cache) == cache.positions == 20
-    np.testing.assert_array_equal(
+    # A product of one row may be rounded in another way than the same row of seven.
+    np.testing.assert_allclose(
         cache.lookup(examples)["teacher_logits"],
         np.stack([teacher({"x": x}) for x in examples["x"]]),
+        rtol=1e-5,
+        atol=1e-5,
     )
 
 

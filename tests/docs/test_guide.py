@@ -5,6 +5,8 @@ import pathlib
 import re
 import textwrap
 
+import pytest
+
 from kdjax import methods
 
 GUIDE = pathlib.Path(__file__).parents[2] / "docs" / "add_a_method.rst"
@@ -16,6 +18,7 @@ def blocks(text: str) -> list[str]:
     return [textwrap.dedent(block) for block in found]
 
 
+@pytest.mark.slow
 def test_every_block_runs_from_top_to_bottom():
     found = blocks(GUIDE.read_text())
     assert len(found) == GUIDE.read_text().count("code-block:: python") == 6

@@ -138,6 +138,7 @@ def test_a_misspelt_flag_is_refused_with_the_nearest_name(refused, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_given_teacher_is_not_trained(start, finished, tmp_path):
     workdir, stdout = finished
     weights = workdir / "weights" / "teacher"

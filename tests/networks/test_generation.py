@@ -263,6 +263,7 @@ def test_a_corrector_that_accepts_all_changes_nothing_and_one_that_accepts_one_d
     assert strict.corrected.any()
 
 
+@pytest.mark.slow
 def test_a_corrector_judges_each_token_after_the_text_as_it_was_mended():
     accept, name = 4, "windowed"
     network, _, variables = another(name)
