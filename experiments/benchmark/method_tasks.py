@@ -165,7 +165,7 @@ def halves(sizes: Sizes) -> Task:
     task = Task(
         images_of(sizes),
         {role: network(options, sizes.classes) for role, options in nets.items()},
-        {role: training(sizes.batch) for role in roles},
+        {role: training(sizes.batch) for role in ("teacher", "student")},
         input=roles,
     )
     return given(task)
