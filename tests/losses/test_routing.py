@@ -204,7 +204,7 @@ def test_a_gate_is_open_as_often_as_it_should_be():
         gates = routing.l0_gate(jnp.full_like(uniform, log_alpha), uniform)
         open_share = np.mean(np.asarray(gates) > 0)
         close(open_share, routing.l0_open_probability(jnp.array(log_alpha)), 2e-2)
-        # The card's form of the same probability.
+        # The printed form of the same probability.
         logit = np.log(1 / 12) - np.log(11 / 12)
         close(
             routing.l0_open_probability(jnp.array(log_alpha)),
