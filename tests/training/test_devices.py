@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+import training_toys as toys
 
 SCRIPT = """
 import json, sys
@@ -90,7 +91,7 @@ def found():
     flags = "--xla_force_host_platform_device_count=8"
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT.format(here=here)],
-        env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+        env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", **toys.ONE_AT_A_TIME},
         capture_output=True,
         text=True,
         timeout=300,

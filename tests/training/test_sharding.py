@@ -10,6 +10,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+import training_toys as toys
 from jax import numpy as jnp
 from jax.sharding import AbstractMesh
 from jax.sharding import PartitionSpec as P
@@ -25,7 +26,7 @@ def script(*arguments, devices=8):
     flags = f"--xla_force_host_platform_device_count={devices}"
     return subprocess.run(
         [sys.executable, str(SCRIPT), *map(str, arguments)],
-        env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+        env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", **toys.ONE_AT_A_TIME},
         capture_output=True,
         text=True,
         timeout=900,

@@ -11,6 +11,9 @@ from kdjax.training import Evaluation, Program, Settings, Stage, Update, checkpo
 
 checkpoint._SMALL = 64  # bytes: what is kept of the toys has arrays of either kind
 
+# With several programs under way, XLA's devices on one CPU can wait for each other for ever.
+ONE_AT_A_TIME = {"JAX_CPU_ENABLE_ASYNC_DISPATCH": "false"}
+
 
 def problem(examples=96, features=4, classes=3, seed=0):
     """A table of a linearly separable problem, with ids."""
