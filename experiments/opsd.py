@@ -200,7 +200,7 @@ SHOWN = ("accuracy", "accuracy_with_hint", "accuracy_of_known", "told")
 
 
 def claims(accuracy: Mapping[str, np.ndarray]) -> list[str]:
-    """What the paper says of the arms, and what was looked for, and whether it holds in the mean."""
+    """What the paper says of the arms, what was looked for, and whether it holds in the mean."""
     mean = {name: float(np.mean(values)) for name, values in accuracy.items()}
     seeds = len(accuracy["before"])
 
