@@ -29,8 +29,8 @@ def arms(config: dict) -> dict:
     return {name: {**config, **fields} for name, fields in changes.items()}
 
 
-def get_config():
-    config = single.get_config()
+def compared(config):
+    """The config of a run as that of a comparison of its method's arms."""
     method = config.method.to_dict()
     del config.method
     config.seeds = 5
@@ -38,6 +38,11 @@ def get_config():
     config.apart = ()
     config.reseed_data = True
     config.baseline = "labels"
-    config.name = "digits-mst_distill"
     config.arms = arms(method)
+    return config
+
+
+def get_config():
+    config = compared(single.get_config())
+    config.name = "digits-mst_distill"
     return config

@@ -9,19 +9,12 @@ Who is heard beside which picture is drawn anew for each seed. The arms are thos
 `configs/digits/compare_mst_distill.py`, but for the one that learns from all teachers at once.
 """
 
-from configs.digits.compare_mst_distill import arms
+from configs.digits.compare_mst_distill import compared
 from configs.spoken_digits import mst_distill as single
 
 
 def get_config():
-    config = single.get_config()
-    method = config.method.to_dict()
-    del config.method
-    config.seeds = 5
-    config.vmap = True
-    config.apart = ()
-    config.reseed_data = True
-    config.baseline = "labels"
+    config = compared(single.get_config())
     config.name = "spoken_digits-mst_distill"
-    config.arms = {name: arm for name, arm in arms(method).items() if name != "mst-all"}
+    del config.arms["mst-all"]
     return config
