@@ -125,8 +125,8 @@ def save(folder: pathlib.Path, tree: PyTree, extra: dict[str, Any]) -> Callable[
     The arrays have been copied when this returns, so they may be donated at once.
     """
     named, shapes = _named(tree), _shapes(tree)
-    small = [name for name, x in named.items() if _is_small(x)]
-    content = b"".join(x.tobytes() for x in jax.device_get([named[name] for name in small]))
+    small = {name: x for name, x in named.items() if _is_small(x)}
+    content = b"".join(x.tobytes() for x in jax.device_get(list(small.values())))
     large = {name: x for name, x in named.items() if name not in small}
     unfinished = folder.absolute().with_name(folder.name + _UNFINISHED)
     if jax.process_index() == 0:
@@ -141,7 +141,7 @@ def save(folder: pathlib.Path, tree: PyTree, extra: dict[str, Any]) -> Callable[
         if jax.process_index() == 0:
             np.save(unfinished / "small.npy", np.frombuffer(content, np.uint8))
             unfinished.rename(folder)
-            write_manifest(folder, **extra, shapes=shapes, small=small)
+            write_manifest(folder, **extra, shapes=shapes, small=[*small])
 
     return finish
 

@@ -216,7 +216,7 @@ def test_micro_batches_and_padding_change_neither_gradient_nor_queue(task, compu
     padded = jax.tree.map(lambda x: jnp.concatenate([x, jnp.zeros_like(x)]), batch)
     padded["where"] = padded["where"].at[16:].set(False)
     other = compute(padded, queue, parts=4)
-    close = lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5)  # noqa: E731
+    close = functools.partial(np.testing.assert_allclose, atol=2e-5)
     jax.tree.map(close, other.gradient, whole.gradient)
     jax.tree.map(close, other.memory, whole.memory)
     assert any(np.abs(x).max() > 1e-3 for x in jax.tree.leaves(whole.gradient))
